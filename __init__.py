@@ -1,0 +1,102 @@
+"""FlashDIP: restore one damaged image at a time with a Deep Image Prior, at the speed of the hardware."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashdip.engine.config import FitConfig
+    from flashdip.engine.errors import (
+        ConfigError,
+        FlashDIPError,
+        ImageError,
+        InputError,
+        OutputError,
+        ShapeError,
+        UnavailableError,
+    )
+    from flashdip.engine.fit import fit
+    from flashdip.engine.images import Picture, load, save
+    from flashdip.engine.metrics import psnr
+    from flashdip.engine.operators import (
+        Compose,
+        Downsample,
+        Identity,
+        Linear,
+        Mask,
+        Operator,
+    )
+    from flashdip.engine.presets import preset
+    from flashdip.engine.problems import Problem
+    from flashdip.engine.result import Result
+    from flashdip.engine.tasks import dejpeg, denoise, inpaint, restore, superres
+
+_HOME = {
+    "Compose": "operators",
+    "ConfigError": "errors",
+    "Downsample": "operators",
+    "FitConfig": "config",
+    "FlashDIPError": "errors",
+    "Identity": "operators",
+    "ImageError": "errors",
+    "InputError": "errors",
+    "Linear": "operators",
+    "Mask": "operators",
+    "Operator": "operators",
+    "OutputError": "errors",
+    "Picture": "images",
+    "Problem": "problems",
+    "Result": "result",
+    "ShapeError": "errors",
+    "UnavailableError": "errors",
+    "dejpeg": "tasks",
+    "denoise": "tasks",
+    "fit": "fit",
+    "inpaint": "tasks",
+    "load": "images",
+    "preset": "presets",
+    "psnr": "metrics",
+    "restore": "tasks",
+    "save": "images",
+    "superres": "tasks",
+}
+
+__all__ = [
+    "Compose",
+    "ConfigError",
+    "Downsample",
+    "FitConfig",
+    "FlashDIPError",
+    "Identity",
+    "ImageError",
+    "InputError",
+    "Linear",
+    "Mask",
+    "Operator",
+    "OutputError",
+    "Picture",
+    "Problem",
+    "Result",
+    "ShapeError",
+    "UnavailableError",
+    "dejpeg",
+    "denoise",
+    "fit",
+    "inpaint",
+    "load",
+    "preset",
+    "psnr",
+    "restore",
+    "save",
+    "superres",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `flashdip --help` does not load torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'flashdip' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"flashdip.engine.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

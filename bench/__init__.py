@@ -1,0 +1,1 @@
+"""Benchmarks: the published loop as the yardstick, and everything measured against it."""

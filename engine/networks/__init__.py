@@ -1,0 +1,1 @@
+"""Networks, each written once against the functions that every op set of `flashdip.kernels` has."""
