@@ -1,1 +1,1 @@
-"""The engine: problems, networks, the fit and its results. It imports `kernels` and nothing above."""
+"""The engine: problems, networks, the fit, its results."""

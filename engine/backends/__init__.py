@@ -1,0 +1,65 @@
+"""The backends, and how one is chosen."""
+
+import torch
+
+from flashdip.engine.backends.base import Backend
+from flashdip.engine.backends.eager import EagerBackend
+from flashdip.engine.errors import ConfigError, UnavailableError
+
+REFERENCE = EagerBackend("reference", ("fp32", "fp64"))
+NATIVE = EagerBackend("native", ("bf16", "fp32"))
+
+BACKENDS: tuple[Backend, ...] = (NATIVE, REFERENCE)  # in order of preference
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the accelerator, if there is one, else the CPU.
+
+    Raises:
+        UnavailableError: This machine, or this build of torch, does not have it.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cpu":
+        return device
+    if accelerator is None or device.type != accelerator.type:
+        has = f"cpu and {accelerator.type}" if accelerator else "cpu only"
+        raise UnavailableError(
+            f"device: {name} cannot be used here, torch {torch.__version__} sees {has}"
+        )
+    if device.index is not None and device.index >= torch.accelerator.device_count():
+        count = torch.accelerator.device_count()
+        raise UnavailableError(f"device: {name} is not there, this machine has {count} of its kind")
+    return device
+
+
+def select(name: str, device: torch.device, precision: str) -> tuple[Backend, str, list[str]]:
+    """Return a backend, its precision, and why better ones were passed over.
+
+    Args:
+        name: Of a backend; "auto" takes the first that can run.
+        device: Where to run.
+        precision: As in `FitConfig.precision`.
+
+    Raises:
+        ConfigError: No backend has this name.
+        UnavailableError: The backend asked for by name cannot run; the message holds its reasons.
+    """
+    names = [backend.name for backend in BACKENDS]
+    if name not in ("auto", *names):
+        raise ConfigError(f"backend: expected one of auto, {', '.join(names)}, got {name!r}")
+    notes: list[str] = []
+    for backend in BACKENDS:
+        if name not in ("auto", backend.name):
+            continue
+        reasons = backend.unavailable(device, precision)
+        if not reasons:
+            exact = backend.precision(device) if precision == "auto" else precision
+            return backend, exact, notes
+        notes.append(f"backend {backend.name} cannot run here: {'; '.join(reasons)}")
+    raise UnavailableError("; ".join(notes))

@@ -1,0 +1,237 @@
+"""Backends that run an op set of plain torch calls, eagerly: `reference` and `native`."""
+
+import importlib
+import math
+
+import torch
+from torch import Tensor
+
+from flashdip.engine.backends.base import DTYPES, Statistics
+from flashdip.engine.config import FitConfig
+from flashdip.engine.networks.skip import Skip
+from flashdip.engine.problems import Problem
+from flashdip.kernels import noise
+from flashdip.kernels.opset import OpSet
+
+PIXELS = 65_536  # of an output enter its windowed variance, so that the window stays small
+MOVING_RATE = 0.1  # of the exponential moving variance (Wang et al. 2023)
+
+
+class EagerBackend:
+    """One op set, run operation by operation with torch's autograd.
+
+    Args:
+        name: Of the backend, and of its op set in `flashdip.kernels`.
+        precisions: What activations can be stored in.
+    """
+
+    def __init__(self, name: str, precisions: tuple[str, ...]) -> None:
+        self.name = name
+        self.precisions = precisions
+
+    def unavailable(self, device: torch.device, precision: str) -> list[str]:
+        """Return the reasons why this backend cannot run there; empty if it can."""
+        reasons = []
+        if precision not in ("auto", *self.precisions):
+            reasons.append(f"it computes in {' or '.join(self.precisions)}, not {precision}")
+        if precision == "fp64" and device.type == "mps":
+            reasons.append("this device has no float64")
+        return reasons
+
+    def precision(self, device: torch.device) -> str:
+        """Return bf16 where the device is fast in it, else fp32."""
+        if "bf16" not in self.precisions:
+            return "fp32"
+        if device.type == "cpu":
+            return "bf16" if _fast_bf16() else "fp32"
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "fp32"
+
+    def prepare(
+        self,
+        problem: Problem,
+        config: FitConfig,
+        device: torch.device,
+        precision: str,
+        truth: Tensor | None,
+    ) -> "EagerStep":
+        """Build the step; nothing is compiled."""
+        ops = importlib.import_module(f"flashdip.kernels.{self.name}")
+        return EagerStep(ops, problem, config, device, DTYPES[precision], truth)
+
+
+class EagerStep:
+    """One iteration: perturb, draw, compare, differentiate, update, average. See `Step`."""
+
+    def __init__(
+        self,
+        ops: OpSet[Tensor],
+        problem: Problem,
+        config: FitConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        truth: Tensor | None,
+    ) -> None:
+        self.ops, self.config, self.dtype = ops, config, dtype
+        self.operator = problem.operator
+        self.network = Skip(config.network)
+        self.size = problem.shape[1:]
+        self.fits = range(problem.fits)
+        self.iteration, self.rate_scale, self.retry = 0, 1.0, 0
+
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def place(tensor: Tensor) -> Tensor:
+            return tensor.to(device, wide)
+
+        self.observation = place(problem.observation)
+        self.truth = None if truth is None else place(truth)
+        self.z = torch.stack([initial_input(config, self.size, config.seed + f) for f in self.fits])
+        self.z = place(self.z).contiguous(memory_format=torch.channels_last)
+        self.table = place(noise.table())
+        with torch.no_grad():
+            ones = place(torch.ones(problem.fits, *problem.shape))
+            self.measured = (self.operator(ones) != 0).to(wide).mean()
+
+        weights = [self.network.initialise(config.seed + f) for f in self.fits]
+        self.parameters = place(torch.stack(weights))  # [F, P]
+        self.gradients = torch.zeros_like(self.parameters)
+        self.moments = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
+        # Leaves share memory with the flat parameters, their gradients with the flat gradients.
+        self.leaves = [v.requires_grad_() for v in self.network.views(self.parameters.detach())]
+        for leaf, gradient in zip(self.leaves, self.network.views(self.gradients), strict=True):
+            leaf.grad = gradient
+
+        image = place(torch.zeros(problem.fits, *problem.shape))
+        self.average = image.clone()
+        self.output = image
+        self.loss = place(torch.zeros(problem.fits))
+        self.moving = {"mean": image.clone(), "variance": place(torch.zeros(problem.fits))}
+        self.sample = torch.linspace(
+            0, image[0].numel() - 1, min(PIXELS, image[0].numel()), device=device
+        ).long()
+        length = config.window if "es-wmv" in config.stop else 0
+        self.window = place(torch.zeros(length, problem.fits, len(self.sample)))
+
+    def __call__(self) -> None:
+        """Advance by one iteration."""
+        self.iteration += 1
+        config, seeds = self.config, [self.config.seed + f for f in self.fits]
+        offsets = [
+            noise.offset(noise.key(seed, fit, self.retry), self.iteration)
+            for fit, seed in zip(self.fits, seeds, strict=True)
+        ]
+        x = self.ops.perturb(self.z, self.table, offsets, config.perturbation, self.dtype)
+        output = self.network.forward(self.ops, self.leaves, x)
+        output = output[..., : self.size[0], : self.size[1]]
+        residual = self.operator(output) - self.observation
+        loss = residual.square().flatten(1).mean(1)  # [F]
+        self.gradients.zero_()
+        torch.autograd.backward(loss.sum())
+        with torch.no_grad():
+            self.ops.adam(
+                self.parameters,
+                self.gradients,
+                *self.moments,
+                step=self.iteration,
+                rate=config.rate(self.iteration) * self.rate_scale,
+                betas=config.betas,
+                eps=config.eps,
+            )
+            self._observe(output.detach(), loss.detach())
+
+    def _observe(self, output: Tensor, loss: Tensor) -> None:
+        """Update the average and the stopping statistics, on the device."""
+        self.output, self.loss = output, loss
+        if self.config.average is not None:
+            self.average.lerp_(output, 1 - self.config.average)
+        if len(self.window):
+            self.window[(self.iteration - 1) % len(self.window)] = output.flatten(1)[:, self.sample]
+        if "es-emv" in self.config.stop:
+            mean, variance = self.moving["mean"], self.moving["variance"]
+            spread = (output - mean).square().flatten(1).mean(1)
+            variance.add_(MOVING_RATE * spread).mul_(1 - MOVING_RATE)
+            mean.lerp_(output, MOVING_RATE)
+
+    def image(self) -> Tensor:
+        """Return the averaged output, [F, C, H, W]."""
+        if self.config.average is None or self.iteration == 0:
+            return self.output
+        return self.average / (1 - self.config.average**self.iteration)
+
+    def read(self) -> Statistics:
+        """Wait for the device; return the last statistics, averaged over fits."""
+        with torch.no_grad():
+            image = self.image()
+            residual = (self.operator(image) - self.observation).square().mean() / self.measured
+            nothing = torch.full_like(residual, math.nan)
+            full = len(self.window) and self.iteration >= len(self.window)
+            values = [
+                self.loss.mean(),
+                residual.sqrt(),
+                self.window.var(dim=0, correction=0).mean() if full else nothing,
+                self.moving["variance"].mean() if "es-emv" in self.config.stop else nothing,
+                nothing if self.truth is None else (image - self.truth).square().mean(),
+            ]
+            return Statistics(*torch.stack(values).tolist())
+
+    def _good(self) -> dict[str, Tensor]:
+        return {
+            "parameters": self.parameters,
+            "moment1": self.moments[0],
+            "moment2": self.moments[1],
+            "average": self.average,
+            "output": self.output,
+            "moving_mean": self.moving["mean"],
+            "moving_variance": self.moving["variance"],
+        }
+
+    def good_state(self) -> dict[str, Tensor]:
+        """Copy what a divergent fit goes back to; repeated iterations rewrite the window."""
+        return {name: tensor.detach().clone() for name, tensor in self._good().items()}
+
+    def statistics_state(self) -> dict[str, Tensor]:
+        """Return a copy of the window."""
+        return {"window": self.window.clone()}
+
+    def fitted(self) -> dict[str, Tensor]:
+        """Return copies of the first fit's parameters by name, in order, and its input "z"."""
+        names = [parameter.name for parameter in self.network.parameters]
+        tensors = dict(zip(names, self.leaves, strict=True)) | {"z": self.z}
+        return {
+            name: tensor[0].detach().to("cpu", torch.float32, copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
+
+    def load(self, state: dict[str, Tensor], iteration: int) -> None:
+        """Go on from copied state."""
+        self.iteration = iteration
+        self.output = self.output.clone()  # it may still be part of a larger one
+        own = self._good() | {"window": self.window}
+        with torch.no_grad():
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
+
+
+def _fast_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 faster than float32.
+
+    With tile units (AMX) it does. AVX512-BF16 alone does not tell: Intel's cores issue its dot
+    product at half the rate of two float32 FMAs (measured on Emerald Rapids without AMX:
+    convolutions at 95 against 190 GFLOP/s a core), AMD's at twice.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    amd = "AMD" in str(capabilities.get("cpu_name", ""))
+    return bool(capabilities.get("amx_bf16") or (amd and capabilities.get("avx512_bf16")))
+
+
+def initial_input(config: FitConfig, size: tuple[int, int], seed: int) -> Tensor:
+    """Return the input z of one fit, [C, H, W] float32 on the CPU, at the network's size."""
+    height, width = config.network.network_size(*size)
+    if config.input == "meshgrid":
+        y, x = torch.linspace(0, 1, height), torch.linspace(0, 1, width)
+        return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    generator = torch.Generator().manual_seed(seed ^ 0x5EED)  # another stream than the weights'
+    z = torch.rand(config.network.inputs, height, width, generator=generator)
+    return z * config.input_scale

@@ -1,0 +1,73 @@
+"""The divergence guard: a fit that jumps away goes back to its last good state."""
+
+import math
+
+from torch import Tensor
+
+from flashdip.engine.backends.base import Statistics, Step
+
+JUMP = (
+    10**0.5
+)  # a loss that grew by 5 dB since the last reading has diverged (the published threshold)
+CAREFUL = 100  # iterations at half the rate after going back
+
+
+class Guard:
+    """Watches the loss; keeps the last good state, optimiser moments included.
+
+    The published notebook restores only the parameters, and the next step reuses the moments that
+    led away.
+
+    Args:
+        step: The fit to watch, freshly prepared.
+        retries: How often to go back in a row, that is without getting `CAREFUL` iterations past
+            the place.
+
+    Attributes:
+        total: Times gone back.
+        exhausted: Whether the last check went back once too often.
+    """
+
+    def __init__(self, step: Step, retries: int) -> None:
+        self.step = step
+        self.retries = retries
+        self.total = 0
+        self.in_a_row = 0
+        self.failed_at = 0
+        self.loss = math.inf
+        self.good: dict[str, Tensor] = step.good_state()
+        self.good_iteration = step.iteration
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it went back more often than allowed."""
+        return self.in_a_row > self.retries
+
+    def accept(self, statistics: Statistics) -> bool:
+        """Keep the state and return True; or, if the fit diverged, go back and return False."""
+        loss, iteration = statistics.loss, self.step.iteration
+        if math.isfinite(loss) and math.isfinite(statistics.residual) and loss <= JUMP * self.loss:
+            if iteration >= self.failed_at + CAREFUL:
+                self.in_a_row, self.step.rate_scale = 0, 1.0
+            self.loss = loss
+            self.good, self.good_iteration = self.step.good_state(), iteration
+            return True
+        self.total += 1
+        self.in_a_row += 1
+        self.failed_at = iteration
+        self.step.load(self.good, self.good_iteration)
+        self.step.rate_scale = 0.5**self.in_a_row
+        self.step.retry = self.total
+        return False
+
+    def state(self) -> dict[str, float]:
+        """Return the counters, for a checkpoint."""
+        names = ("total", "in_a_row", "failed_at", "loss", "good_iteration")
+        return {name: getattr(self, name) for name in names} | {"rate_scale": self.step.rate_scale}
+
+    def load(self, state: dict[str, float], good: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        for name, value in state.items():
+            setattr(self.step if name == "rate_scale" else self, name, value)
+        self.step.retry = self.total
+        self.good = good

@@ -1,0 +1,51 @@
+"""Image quality against a known truth."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashdip.engine.errors import ShapeError
+
+_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, studio range
+
+
+def psnr(image: Tensor, truth: Tensor) -> float:
+    """Return the peak signal-to-noise ratio in dB, over all entries jointly.
+
+    Args:
+        image: Any shape, values in [0, 1].
+        truth: The same shape.
+
+    Raises:
+        ShapeError: The shapes differ.
+    """
+    if image.shape != truth.shape:
+        raise ShapeError(
+            f"truth: expected the restored image's shape {tuple(image.shape)}, "
+            f"got {tuple(truth.shape)}"
+        )
+    mse = (image.double() - truth.double()).square().mean().item()
+    return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def psnr_luma(image: Tensor, truth: Tensor, crop: int = 4) -> float:
+    """Return the PSNR of the luma channel in dB, as the paper evaluates super-resolution.
+
+    Y of BT.601 in studio range, rounded to 8 bits, `crop` pixels left out on each side (Ulyanov et
+    al., super-resolution_eval_script.py).
+
+    Args:
+        image: RGB, [3, H, W], values in [0, 1].
+        truth: The same shape.
+    """
+    return psnr(_luma(image, crop), _luma(truth, crop))
+
+
+def _luma(image: Tensor, crop: int) -> Tensor:
+    height, width = image.shape[-2:]
+    inner = image[..., crop : height - crop, crop : width - crop].double()
+    weights = torch.from_numpy(np.array(_LUMA))
+    luma = 16 / 255 + torch.einsum("c,chw->hw", weights, inner)
+    return (luma * 255).round() / 255

@@ -1,0 +1,125 @@
+"""What a fit leaves behind: the image, the record of how it came about, and the fitted network."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from flashdip.engine import images
+from flashdip.engine.errors import InputError
+from flashdip.engine.files import atomic, check_writable
+from flashdip.engine.images import Picture
+
+_SUFFIX = {"JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif"}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The outcome of a fit.
+
+    Attributes:
+        image: The restored image, [C, H, W] float32 in [0, 1], on the CPU.
+        record: What `result.json` holds: plain values, lists and dictionaries.
+        weights: The network at the selected iteration: its parameters by name in the published
+            order and shape, its input "z" [C, H, W], and "image".
+        picture: The restored image with the depth, range, alpha and profile that the input had.
+    """
+
+    image: Tensor
+    record: dict[str, Any]
+    weights: dict[str, Tensor]
+    picture: Picture
+
+    @property
+    def psnr(self) -> float | None:
+        """PSNR against the truth in dB; None if none was given."""
+        return self.record["psnr"]  # type: ignore[no-any-return]
+
+    @property
+    def iterations(self) -> int:
+        """Iterations done."""
+        return int(self.record["iterations"])
+
+    @property
+    def best_iteration(self) -> int:
+        """Iteration whose averaged output the image is."""
+        return int(self.record["best_iteration"])
+
+    @property
+    def stop_reason(self) -> str:
+        """The rule that ended the fit; "iterations", "interrupted" or "diverged"."""
+        return str(self.record["stop_reason"])
+
+    def dressed(self, like: Picture, image: Tensor | None = None) -> "Result":
+        """Return the result with the depth, range, alpha and profile of another picture.
+
+        Args:
+            like: Where these come from.
+            image: Another image to hold, [C, H, W]; None: the same.
+        """
+        image = self.image if image is None else image
+        return dataclasses.replace(self, image=image, picture=like.with_pixels(image))
+
+    def write(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the picture alone; the format follows the suffix.
+
+        Raises:
+            OutputError: The file exists and `force` is not set, or it cannot be written.
+        """
+        images.save(Path(path), self.picture, force=force)
+
+    def save(self, directory: str | Path, *, force: bool = False) -> None:
+        """Write the picture, `result.json` and `fit.safetensors` into a directory, made if missing.
+
+        Raises:
+            OutputError: A file exists and `force` is not set, or one cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        picture = directory / f"restored{_SUFFIX.get(self.picture.format, '.png')}"
+        if self.image.shape[0] not in (1, 3):
+            picture = picture.with_suffix(".tif")
+        fitted, record = directory / "fit.safetensors", directory / "result.json"
+        for path in (picture, fitted, record):
+            check_writable(path, force=force)
+        self.write(picture, force=force)
+        with atomic(fitted, force=force) as temporary:
+            tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+            save_file(tensors, temporary, metadata={"flashdip": json.dumps(self.record["config"])})
+        text = json.dumps(self.record | {"picture": picture.name}, indent=1, allow_nan=False)
+        with atomic(record, force=force) as temporary:
+            temporary.write_text(text + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Result":
+        """Read what `save` wrote; the image comes back exactly.
+
+        Raises:
+            InputError: The directory does not hold a saved result.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        directory = Path(directory)
+        try:
+            record = json.loads((directory / "result.json").read_text())
+            weights = load_file(directory / "fit.safetensors")
+            picture = images.load(directory / Path(record.pop("picture")).name)
+            return cls(weights["image"], record, weights, picture)
+        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{directory}: expected result.json, fit.safetensors and a picture: {reason}"
+            ) from None
+
+
+def plain_picture(image: Tensor) -> Picture:
+    """Return an image [C, H, W] as a float32 picture."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy().astype(np.float32)
+    return Picture(pixels)

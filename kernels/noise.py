@@ -1,0 +1,49 @@
+"""The perturbation: a written function of (seed, fit, retry, step, position).
+
+    noise[c, y, x] = TABLE[(offset + (y W + x) C + c) mod T],    offset = offset(seed, fit, retry,
+    step)
+
+TABLE holds T normal draws, the same for every fit; each step reads it from another place. The value
+does not depend on layout, tile or device, costs one contiguous read, and needs only integer
+products below 2^62, so that every backend can compute it. The draws are representable in float16.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TABLE_SIZE = 1 << 22
+ALIGNMENT = 8  # offsets are multiples of it, so that vector loads stay aligned
+_PRIME = (1 << 31) - 1
+
+
+@functools.cache
+def table() -> Tensor:
+    """Return the T normal draws, [T] float32, on the CPU. Read only."""
+    draws = np.random.Generator(np.random.PCG64(20180517)).standard_normal(TABLE_SIZE, np.float32)
+    return torch.from_numpy(draws.astype(np.float16).astype(np.float32))
+
+
+def _mix(state: int, value: int) -> int:
+    """Absorb a value; x^5 permutes the integers mod 2^31 - 1 (MiMC, Albrecht et al. 2016)."""
+    x = (state + value % _PRIME + 0x2545F491) % _PRIME
+    square = x * x % _PRIME
+    return square * square % _PRIME * x % _PRIME
+
+
+def key(seed: int, fit: int = 0, retry: int = 0) -> int:
+    """Return the part of the offset's hash that does not change from step to step."""
+    state = 0
+    for value in (seed, seed >> 31, fit, retry):
+        state = _mix(state, value)
+    return state
+
+
+def offset(key: int, step: int) -> int:
+    """Return where step `step` of the fit with this key starts to read the table: in [0, T)."""
+    state = key
+    for value in (step, 0, 0):
+        state = _mix(state, value)
+    return state % (TABLE_SIZE // ALIGNMENT) * ALIGNMENT
