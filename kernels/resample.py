@@ -24,9 +24,9 @@ _GAUSS = {"gauss12": (7, 0.5), "gauss1sq2": (9, 1 / math.sqrt(2))}  # taps, sigm
 def taps(kernel: Kernel, factor: int) -> tuple[float, ...]:
     """Return the taps of one axis; they sum to 1.
 
-    Lanczos kernels have an even number of taps and lie between pixels (phase 0.5), 2 * support *
-    factor of them; the Gaussians have a fixed odd number, centred on a pixel; a box has `factor`
-    equal taps.
+    Lanczos kernels are centred on the block of pixels that becomes one: 2 * support * factor taps
+    between pixels (the published phase 0.5), one fewer for an odd factor. The Gaussians have a fixed
+    odd number and are centred on the block's first pixel; a box has `factor` equal taps.
     """
     if kernel == "box":
         return (1 / factor,) * factor
@@ -35,7 +35,7 @@ def taps(kernel: Kernel, factor: int) -> tuple[float, ...]:
         raw = [math.exp(-(((i - count // 2) / 2) ** 2) / (2 * sigma**2)) for i in range(count)]
     else:
         support = int(kernel[-1])
-        count = 2 * support * factor
+        count = 2 * support * factor - factor % 2
         raw = [_lanczos((i - (count - 1) / 2) / factor, support) for i in range(count)]
     total = sum(raw)
     return tuple(value / total for value in raw)
@@ -51,7 +51,7 @@ def downsample(x: Tensor, kernel: Kernel, factor: int) -> Tensor:
     """Filter and keep every `factor`-th pixel: [..., H, W] to [..., H // factor, W // factor]."""
     weights = torch.tensor(taps(kernel, factor), dtype=torch.float64).to(x)
     count = weights.numel()
-    pad = (count - 1) // 2 if count % 2 else (count - factor) // 2
+    pad = (count - 1) // 2 if kernel in _GAUSS else (count - factor) // 2
     planes = x.reshape(-1, 1, *x.shape[-2:])
     planes = F.pad(planes, (pad, pad, pad, pad), mode="replicate")
     planes = F.conv2d(planes, weights.view(1, 1, 1, -1), stride=(1, factor))
