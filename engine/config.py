@@ -1,6 +1,7 @@
 """How a fit is done; presets are values of `FitConfig`."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,8 @@ class FitConfig:
 
     def record(self) -> dict[str, Any]:
         """Return all fields as plain values for JSON; `from_record` is the inverse."""
-        return dataclasses.asdict(self)
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "FitConfig":

@@ -95,10 +95,10 @@ def fit(
     with kept_pages() if place.type == "cpu" else contextlib.nullcontext():
         while run.reason is None:
             step()
-            if interrupted():
-                run.reason = "interrupted"
-            elif step.iteration % config.read_every == 0 or step.iteration == config.iterations:
+            if step.iteration % config.read_every == 0 or step.iteration == config.iterations:
                 run.read(tell)
+            if run.reason is None and interrupted():
+                run.reason = "interrupted"
     run.save()
 
     best = run.best or run.keep()

@@ -25,8 +25,8 @@ def taps(kernel: Kernel, factor: int) -> tuple[float, ...]:
     """Return the taps of one axis; they sum to 1.
 
     Lanczos kernels are centred on the block of pixels that becomes one: 2 * support * factor taps
-    between pixels (the published phase 0.5), one fewer for an odd factor. The Gaussians have a fixed
-    odd number and are centred on the block's first pixel; a box has `factor` equal taps.
+    between pixels (the published phase 0.5), one fewer for an odd factor. The Gaussians have a
+    fixed odd number and are centred on the block's first pixel; a box has `factor` equal taps.
     """
     if kernel == "box":
         return (1 / factor,) * factor

@@ -13,7 +13,7 @@ class _Linear(Protocol):
 
 
 def assert_adjoint(operator: _Linear, shape: Sequence[int], *, seed: int = 0) -> None:
-    """Assert linearity and <A x, y> = <x, A' y> in float64, for random x of a shape and random y."""
+    """Assert linearity and <A x, y> = <x, A' y> in float64, for random x and y."""
     draw = _normal(seed)
     x, other = draw(shape), draw(shape)
     measured = operator(x)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from flashdip.engine.errors import ConfigError
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.kernels import reference
-
 from tests import golden
 
 _PUBLISHED = {
@@ -28,7 +28,7 @@ _PUBLISHED = {
 
 def config_of(options: dict[str, Any]) -> SkipConfig:
     """Translate the published names."""
-    fields = {
+    fields: dict[str, Any] = {
         _PUBLISHED[name]: tuple(value) if isinstance(value, list) else value
         for name, value in options.items()
     }
@@ -56,7 +56,9 @@ def test_initial_parameters_are_torchs() -> None:
     flat = network.initialise(seed=5)
     assert torch.equal(flat, network.initialise(seed=5))
     assert not torch.equal(flat, network.initialise(seed=6))
-    views = {p.name: v[0] for p, v in zip(network.parameters, network.views(flat[None]), strict=True)}
+    views = {
+        p.name: v[0] for p, v in zip(network.parameters, network.views(flat[None]), strict=True)
+    }
     weight, bound = views["level0.down.weight"], (8 * 9) ** -0.5
     assert float(weight.abs().max()) <= bound
     assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from flashdip.engine.errors import ConfigError, ShapeError
 from flashdip.engine.operators import Compose, Downsample, Identity, Linear, Mask, Operator
 from flashdip.kernels.resample import KERNELS, Kernel
-from torch import Tensor
-
 from tests.numerics import assert_adjoint
 
 MASK = (torch.arange(35).view(5, 7) % 3 > 0).float()

@@ -1,6 +1,7 @@
 """The perturbation: a function of (seed, fit, retry, step), normal, and never the same twice."""
 
 import torch
+
 from flashdip.kernels import noise
 
 
@@ -23,7 +24,7 @@ def test_table_is_standard_normal_and_fits_float16() -> None:
 
 
 def test_offsets_spread_evenly_and_depend_on_everything() -> None:
-    """Aligned, within the table, uniform over it, and different for each seed, fit, retry and step."""
+    """Aligned, within the table, uniform over it, other for each seed, fit, retry and step."""
     key = noise.key(0)
     offsets = torch.tensor([noise.offset(key, step) for step in range(1, 4001)])
     assert int(offsets.min()) >= 0

@@ -1,4 +1,4 @@
-"""Every op set has the functions of the protocol, and `native` computes what `reference` specifies."""
+"""Op sets have the functions of the protocol; `native` computes what `reference` specifies."""
 
 import inspect
 import types
@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from flashdip.kernels import native, noise, reference
 from flashdip.kernels.opset import OpSet
-from torch import Tensor
 
 Call = Callable[[types.ModuleType, list[Tensor]], Tensor]
 OPERATIONS = ("perturb", "conv_norm_act", "join_conv", "head", "adam")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from flashdip.kernels.resample import KERNELS, Kernel, downsample, taps
 
+from flashdip.kernels.resample import KERNELS, Kernel, downsample, taps
 from tests import golden
 
 

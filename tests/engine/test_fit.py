@@ -1,0 +1,334 @@
+"""The fit: what it returns, what it may not look at, and that it can be stopped and resumed."""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flashdip.engine import fit as fit_module
+from flashdip.engine.backends import BACKENDS, resolve_device, select
+from flashdip.engine.config import FitConfig
+from flashdip.engine.errors import ConfigError, InputError, ShapeError, UnavailableError
+from flashdip.engine.events import Event, Finished, Progress, Retried, Started
+from flashdip.engine.fit import fit
+from flashdip.engine.metrics import psnr, psnr_luma
+from flashdip.engine.networks.skip import Skip, SkipConfig
+from flashdip.engine.operators import Downsample, Mask
+from flashdip.engine.problems import Problem
+from flashdip.engine.result import Result
+from flashdip.kernels import reference
+
+TINY = FitConfig(
+    network=SkipConfig(inputs=4, down=(8, 8), skip=2, upsample="nearest"),
+    iterations=30,
+    read_every=5,
+    precision="fp32",
+)
+SEARCHING = replace(TINY, stop=("es-wmv",), window=5, patience=15)
+
+
+def truth(channels: int = 3, height: int = 21, width: int = 18) -> Tensor:
+    """A smooth image, [C, H, W]."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    planes = [0.5 + 0.4 * torch.sin(3 * x + c) * torch.cos(4 * y - c) for c in range(channels)]
+    return torch.stack(planes)
+
+
+def noisy(sigma: float = 0.1) -> Problem:
+    """The image with noise."""
+    clean = truth()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    return Problem((clean + sigma * noise)[None], tuple(clean.shape), sigma=sigma)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", [backend.name for backend in BACKENDS])
+def test_denoises(backend: str) -> None:
+    """A hundred iterations bring a smooth image at least 3 dB closer to the truth."""
+    problem, clean = noisy(), truth()
+    config = replace(TINY, iterations=100, betas=(0.8, 0.9), average=0.9)
+    result = fit(problem, config, backend=backend, device="cpu", truth=clean)
+    assert result.psnr is not None
+    assert result.psnr > psnr(problem.observation[0], clean) + 3
+    assert result.psnr == psnr(result.image, clean)
+    assert result.record["backend"] == backend
+
+
+def test_backends_agree() -> None:
+    """Images within float32's reach of float64 after 20 iterations."""
+    config = replace(TINY, iterations=20)
+    exact = fit(noisy(), replace(config, precision="fp64"), backend="reference", device="cpu")
+    for backend in BACKENDS:
+        found = fit(noisy(), config, backend=backend.name, device="cpu")
+        torch.testing.assert_close(found.image, exact.image, rtol=0, atol=2e-4)
+
+
+def test_same_seed_same_bits() -> None:
+    """And another seed, other bits."""
+    one, two = (fit(noisy(), SEARCHING, device="cpu") for _ in range(2))
+    assert torch.equal(one.image, two.image)
+    assert one.record["history"] == two.record["history"]
+    other = fit(noisy(), replace(SEARCHING, seed=1), device="cpu")
+    assert not torch.equal(one.image, other.image)
+
+
+def test_truth_is_never_looked_at() -> None:
+    """With the truth, with a false one and without any: the same image."""
+    images = [
+        fit(noisy(), SEARCHING, device="cpu", truth=t).image for t in (None, truth(), truth() * 0)
+    ]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_record_holds_the_promised_keys() -> None:
+    """As JSON, without NaN; the history has one entry a reading."""
+    result = fit(noisy(), SEARCHING, device="cpu", truth=truth())
+    promised = {
+        *("psnr", "iterations", "best_iteration", "stop_reason", "seconds_setup", "seconds_fit"),
+        *("iterations_per_second", "peak_memory_bytes", "backend", "device", "precision", "seed"),
+    }
+    record = json.loads(json.dumps(result.record, allow_nan=False))
+    assert promised <= record.keys()
+    assert record["history"]["iteration"] == list(range(5, result.iterations + 1, 5))
+    assert record["best_iteration"] in record["history"]["iteration"]
+    assert min(v for v in record["history"]["variance"] if v is not None) == next(
+        v
+        for i, v in zip(*(record["history"][k] for k in ("iteration", "variance")), strict=True)
+        if i == record["best_iteration"]
+    )
+    assert FitConfig.from_record(record["config"]) == replace(SEARCHING)
+
+
+def test_image_is_the_average_of_outputs() -> None:
+    """Bias-corrected, by hand, from the same iterations without averaging."""
+    raw = [
+        fit(noisy(), replace(TINY, average=None, iterations=n, read_every=1), device="cpu").image
+        for n in (1, 2, 3)
+    ]
+    averaged = fit(noisy(), replace(TINY, average=0.6, iterations=3, read_every=1), device="cpu")
+    weights = torch.tensor([0.36, 0.6, 1.0])
+    expected = torch.einsum("n,nchw->chw", weights / weights.sum(), torch.stack(raw))
+    torch.testing.assert_close(averaged.image, expected)
+
+
+def test_weights_redraw_the_image() -> None:
+    """The saved network, its input and the perturbation give the last output again."""
+    config = replace(TINY, average=None, iterations=1, perturbation=0.0, learning_rate=0.0)
+    result = fit(noisy(), config, device="cpu")
+    network = Skip(config.network)
+    parameters = [result.weights[p.name][None] for p in network.parameters]
+    assert [p.shape[1:] for p in parameters] == [torch.Size(p.shape) for p in network.parameters]
+    image = network.forward(reference, parameters, result.weights["z"][None])
+    torch.testing.assert_close(image[0, :, :21, :18], result.image, rtol=0, atol=1e-5)
+
+
+def test_odd_sizes_are_cropped_not_invented() -> None:
+    """Any size from 16 pixels; the image has exactly the problem's size."""
+    for height, width in ((16, 17), (19, 33)):
+        clean = truth(1, height, width)
+        result = fit(Problem(clean[None], (1, height, width)), TINY, device="cpu")
+        assert tuple(result.image.shape) == (1, height, width)
+        assert result.weights["z"].shape[1:] == (4 * -(-height // 4), 4 * -(-width // 4))
+
+
+def test_operators_and_pasted_pixels() -> None:
+    """Inpainting keeps the known pixels; super-resolution fits the small image."""
+    clean = truth(3, 20, 24)
+    known = (torch.rand(1, 1, 20, 24, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+    problem = Problem(known * clean, (3, 20, 24), Mask(known), known=known)
+    result = fit(problem, TINY, device="cpu")
+    mask = known[0].bool().expand_as(result.image)
+    assert torch.equal(result.image[mask], clean[mask])
+    assert not torch.equal(result.image[~mask], clean[~mask])
+
+    small = Downsample(2)(clean[None])
+    config = replace(TINY, iterations=150, betas=(0.8, 0.9))
+    large = fit(Problem(small, (3, 20, 24), Downsample(2)), config, device="cpu")
+    assert psnr(Downsample(2)(large.image[None]), small) > 25
+
+
+class StopAt:
+    """Interrupts a fit after so many questions."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("config", [TINY, SEARCHING], ids=["fixed", "es-wmv"])
+@pytest.mark.parametrize("at", [3, 12, 20])
+def test_resumes_to_the_same_result(tmp_path: Path, config: FitConfig, at: int) -> None:
+    """Interrupted anywhere and gone on with: the same bits as without."""
+    whole = fit(noisy(), config, device="cpu")
+    path = tmp_path / "fit.ckpt"
+    part = fit(noisy(), config, device="cpu", checkpoint=path, interrupted=StopAt(at))
+    assert (part.stop_reason, part.iterations) == ("interrupted", at)
+    assert torch.isfinite(part.image).all()
+    rest = fit(noisy(), config, device="cpu", checkpoint=path)
+    assert torch.equal(rest.image, whole.image)
+    assert rest.record["history"] == whole.record["history"]
+    assert rest.stop_reason == whole.stop_reason
+    again = fit(noisy(), config, device="cpu", checkpoint=path)
+    assert torch.equal(again.image, whole.image)
+    assert again.iterations == whole.iterations
+
+
+def test_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+    """Other settings, another picture, another file altogether."""
+    path = tmp_path / "fit.ckpt"
+    fit(noisy(), TINY, device="cpu", checkpoint=path)
+    with pytest.raises(InputError, match="belongs to another picture, other settings"):
+        fit(noisy(), replace(TINY, seed=1), device="cpu", checkpoint=path)
+    with pytest.raises(InputError, match="belongs to another picture, other settings"):
+        fit(noisy(0.2), TINY, device="cpu", checkpoint=path)
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match="is not a checkpoint"):
+        fit(noisy(), TINY, device="cpu", checkpoint=path)
+
+
+def test_checkpoints_are_written_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit that is killed leaves its last checkpoint."""
+    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0.0)
+    path = tmp_path / "fit.ckpt"
+
+    def killed(event: Event) -> None:
+        if isinstance(event, Progress) and event.iteration == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(noisy(), TINY, device="cpu", checkpoint=path, callback=killed)
+    assert torch.equal(
+        fit(noisy(), TINY, device="cpu", checkpoint=path).image,
+        fit(noisy(), TINY, device="cpu").image,
+    )
+
+
+def exploding(after: int, times: float) -> Callable[[Tensor], Tensor]:
+    """An operator that returns NaN for some calls: a fit that goes bad."""
+    calls = itertools.count()
+
+    def operator(image: Tensor) -> Tensor:
+        bad = image.requires_grad and after < next(calls) <= after + times
+        return image * float("nan") if bad else image
+
+    return operator
+
+
+def test_divergence_is_survived() -> None:
+    """A few bad iterations: back, other noise, on to the end."""
+    problem = replace(noisy(), operator=exploding(12, 2))
+    events: list[Event] = []
+    result = fit(problem, TINY, device="cpu", callback=events.append)
+    retried = [e for e in events if isinstance(e, Retried)]
+    assert len(retried) == result.record["retries"] == 1
+    assert (result.iterations, result.stop_reason) == (30, "fixed")
+    assert torch.isfinite(result.image).all()
+    assert not torch.equal(result.image, fit(noisy(), TINY, device="cpu").image)
+
+
+def test_divergence_ends_with_the_last_good_image() -> None:
+    """Bad for good: five retries, then the last good image under its name."""
+    problem = replace(noisy(), operator=exploding(12, float("inf")))
+    result = fit(problem, TINY, device="cpu")
+    assert (result.stop_reason, result.record["retries"]) == ("diverged", 6)
+    expected = fit(noisy(), replace(TINY, iterations=10), device="cpu")
+    assert torch.equal(result.image, expected.image)
+
+
+def test_events_tell_the_story() -> None:
+    """Started, one Progress a reading, Finished; PSNR only with a truth."""
+    events: list[Event] = []
+    fit(noisy(), TINY, device="cpu", callback=events.append)
+    first, *middle, last = events
+    assert isinstance(first, Started)
+    assert (first.size, first.network_size, first.iterations) == ((21, 18), (24, 20), 30)
+    assert all(isinstance(e, Progress) and e.psnr is None for e in middle)
+    assert [e.iteration for e in middle if isinstance(e, Progress)] == [5, 10, 15, 20, 25, 30]
+    assert isinstance(last, Finished)
+    assert (last.iterations, last.best_iteration, last.stop_reason) == (30, 30, "fixed")
+
+
+def test_discrepancy_and_budget_end_a_fit() -> None:
+    """Rules that look at the residual and at the clock."""
+    config = replace(TINY, iterations=400, stop=("discrepancy",), betas=(0.8, 0.9))
+    result = fit(noisy(), config, device="cpu")
+    assert result.stop_reason == "discrepancy"
+    residual = (result.image - noisy().observation[0]).square().mean().sqrt()
+    assert float(residual) <= 0.1
+    budget = fit(noisy(), replace(TINY, stop=("budget",), budget=0.0), device="cpu")
+    assert (budget.stop_reason, budget.iterations) == ("budget", 5)
+
+
+def test_result_round_trips(tmp_path: Path) -> None:
+    """Saved and loaded: the image exactly, record and weights too; a second save needs force."""
+    result = fit(noisy(), TINY, device="cpu", truth=truth())
+    result.save(tmp_path / "run")
+    loaded = Result.load(tmp_path / "run")
+    assert torch.equal(loaded.image, result.image)
+    assert loaded.psnr == result.psnr
+    assert loaded.record == result.record
+    assert loaded.weights.keys() == result.weights.keys()
+    assert all(torch.equal(loaded.weights[k], result.weights[k]) for k in result.weights)
+    stored = np.round(result.image.permute(1, 2, 0).numpy() * 65535) / 65535
+    np.testing.assert_allclose(loaded.picture.pixels, stored, atol=1e-5)
+    with pytest.raises(OSError, match="exists"):
+        result.save(tmp_path / "run")
+    result.save(tmp_path / "run", force=True)
+    with pytest.raises(InputError, match=r"expected result\.json"):
+        Result.load(tmp_path)
+
+
+def test_bad_problems_are_refused() -> None:
+    """One line each, before anything is fitted."""
+    with pytest.raises(ShapeError, match="sides of at least 16 pixels, got 3 channels, 40x15"):
+        Problem(torch.zeros(1, 3, 15, 40), (3, 15, 40))
+    with pytest.raises(InputError, match="expected finite numbers"):
+        Problem(torch.full((1, 1, 16, 16), float("nan")), (1, 16, 16))
+    with pytest.raises(ShapeError, match=r"operator's output shape \(1, 1, 8, 8\)"):
+        Problem(torch.zeros(1, 1, 16, 16), (1, 16, 16), Downsample(2))
+    with pytest.raises(ConfigError, match="sigma: expected a finite number of at least 0, got -1"):
+        Problem(torch.zeros(1, 1, 16, 16), (1, 16, 16), sigma=-1)
+    with pytest.raises(ShapeError, match="truth: expected the restored image's shape"):
+        fit(noisy(), TINY, device="cpu", truth=torch.zeros(3, 4, 4))
+    with pytest.raises(ShapeError, match="expected a single fit"):
+        fit(Problem(torch.zeros(2, 1, 16, 16), (1, 16, 16)), TINY, device="cpu")
+
+
+def test_backends_are_chosen_with_reasons() -> None:
+    """The first that can run; asked for by name, an error with its reasons."""
+    cpu = torch.device("cpu")
+    assert select("auto", cpu, "fp32")[0].name == "native"
+    backend, precision, notes = select("auto", cpu, "fp64")
+    assert (backend.name, precision) == ("reference", "fp64")
+    assert notes == ["backend native cannot run here: it computes in bf16 or fp32, not fp64"]
+    with pytest.raises(UnavailableError, match="it computes in fp32 or fp64, not bf16"):
+        select("reference", cpu, "bf16")
+    with pytest.raises(ConfigError, match="backend: expected one of auto, native, reference"):
+        select("fast", cpu, "auto")
+    with pytest.raises(ConfigError, match="device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
+        resolve_device("gpu")
+    assert resolve_device("cpu") == cpu
+
+
+def test_psnr_of_luma() -> None:
+    """A grey shift of ten steps of 255 moves Y by 219/255 of it; the border does not count."""
+    image = torch.full((3, 20, 20), 0.4)
+    other = image + 10 / 255
+    other[:, :4] = 1.0
+    expected = -20 * np.log10(
+        round(0.4 * 219 + 16 + 10 * 219 / 255) / 255 - round(0.4 * 219 + 16) / 255
+    )
+    assert psnr_luma(image, other) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ShapeError, match="truth: expected the restored image's shape"):
+        psnr(image, image[:1])
