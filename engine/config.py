@@ -39,6 +39,8 @@ class FitConfig:
         budget: Seconds that the iterations may take; None: no limit.
         window: Outputs in the windowed variance, in iterations.
         patience: Iterations without a new least variance, after which es-wmv and es-emv stop.
+        discrepancy: Share of sigma, as far as clipping leaves it, that the residual of the averaged
+            output has to reach for the rule of that name.
         read_every: Iterations between two readings of the statistics; rules decide at readings
             only.
         retries: How often a diverging fit goes back to its last good state before it ends.
@@ -60,6 +62,7 @@ class FitConfig:
     budget: float | None = None
     window: int = 100
     patience: int = 500
+    discrepancy: float = 1.0
     read_every: int = 10
     retries: int = 5
     precision: Precision = "auto"
@@ -70,7 +73,7 @@ class FitConfig:
             _whole(name, getattr(self, name), 1)
         for name in ("retries", "seed"):
             _whole(name, getattr(self, name), 0)
-        for name in ("input_scale", "learning_rate", "eps", "perturbation"):
+        for name in ("input_scale", "learning_rate", "eps", "perturbation", "discrepancy"):
             _number(name, getattr(self, name), 0.0, math.inf)
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise ConfigError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")

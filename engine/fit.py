@@ -174,6 +174,7 @@ class _Run:
             at,
             statistics.loss,
             statistics.residual,
+            statistics.noise,
             statistics.windowed_variance,
             statistics.moving_variance,
             self.elapsed(),

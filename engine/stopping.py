@@ -20,6 +20,7 @@ class Reading(NamedTuple):
         iteration: Counted from 1.
         loss: Mean squared residual of the last output.
         residual: Root mean squared residual of the averaged output over the measured entries.
+        noise: What that would be if the averaged output were the truth; NaN if sigma is unknown.
         windowed_variance: Variance of the last `window` outputs, averaged over pixels; NaN until
             there are that many, or when no rule asks for it.
         moving_variance: Exponential moving variance of outputs, averaged over pixels; NaN when not
@@ -30,6 +31,7 @@ class Reading(NamedTuple):
     iteration: int
     loss: float
     residual: float
+    noise: float
     windowed_variance: float
     moving_variance: float
     seconds: float
@@ -97,7 +99,8 @@ class Stopping:
         select = next((selected for selected, _ in answers.values()), True)
         ended: list[str] = [name for name, (_, stop) in answers.items() if stop]
         if self.sigma is not None and "discrepancy" in self.config.stop:
-            ended += ["discrepancy"] * (reading.residual <= self.sigma)
+            level = self.config.discrepancy * reading.noise
+            ended += ["discrepancy"] * (reading.residual <= level)
         if "budget" in self.config.stop and self.config.budget is not None:
             ended += ["budget"] * (reading.seconds >= self.config.budget)
         if reading.iteration >= self.config.iterations:

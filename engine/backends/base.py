@@ -20,6 +20,7 @@ class Statistics(NamedTuple):
 
     loss: float
     residual: float
+    noise: float
     windowed_variance: float
     moving_variance: float
     squared_error: float  # of the averaged output against the truth; NaN without one

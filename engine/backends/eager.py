@@ -9,6 +9,7 @@ from torch import Tensor
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
+from flashdip.engine.noise_level import clipped_variance
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
 from flashdip.kernels.opset import OpSet
@@ -92,7 +93,8 @@ class EagerStep:
         self.table = place(noise.table())
         with torch.no_grad():
             ones = place(torch.ones(problem.fits, *problem.shape))
-            self.measured = (self.operator(ones) != 0).to(wide).mean()
+            self.measured = (self.operator(ones) != 0).to(wide)  # 1 where something was measured
+        self.sigma = problem.sigma
 
         weights = [self.network.initialise(config.seed + f) for f in self.fits]
         self.parameters = place(torch.stack(weights))  # [F, P]
@@ -164,12 +166,18 @@ class EagerStep:
         """Wait for the device; return the last statistics, averaged over fits."""
         with torch.no_grad():
             image = self.image()
-            residual = (self.operator(image) - self.observation).square().mean() / self.measured
+            ideal = self.operator(image)
+            share = self.measured.mean()
+            residual = (ideal - self.observation).square().mean() / share
             nothing = torch.full_like(residual, math.nan)
+            noise = nothing
+            if self.sigma is not None:
+                noise = (clipped_variance(ideal, self.sigma) * self.measured).mean() / share
             full = len(self.window) and self.iteration >= len(self.window)
             values = [
                 self.loss.mean(),
                 residual.sqrt(),
+                noise.sqrt(),
                 self.window.var(dim=0, correction=0).mean() if full else nothing,
                 self.moving["variance"].mean() if "es-emv" in self.config.stop else nothing,
                 nothing if self.truth is None else (image - self.truth).square().mean(),

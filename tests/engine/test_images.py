@@ -535,14 +535,14 @@ def png(width: int, height: int, bits: int, kind: int, pixels: bytes, extra: byt
     return start + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def patched_tiff(code: int, value: int, **options: Any) -> bytes:
-    """Return a small TIFF with the value of one tag replaced."""
+def patched_tiff(code: int, value: int, type: int = 4, **options: Any) -> bytes:
+    """Return a small TIFF with one tag replaced by one value, LONG unless `type` says otherwise."""
     file = io.BytesIO()
     tifffile.imwrite(file, noise(48, 64), photometric="minisblack", metadata=None, **options)
     data = bytearray(file.getvalue())
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as parsed:
         tag = parsed.pages.first.tags[code]
-        struct.pack_into("<HI", data, tag.offset + 2, 4, 1)  # one LONG
+        struct.pack_into("<HI", data, tag.offset + 2, type, 1)
         struct.pack_into("<I", data, tag.offset + 8, value)
     return bytes(data)
 
@@ -578,23 +578,31 @@ def webp_canvas() -> bytes:
 
 
 BOMB = zlib.compress(bytes(200_000_000), 9)
-HOSTILE: dict[str, Callable[[], bytes]] = {
-    "zipped text": lambda: png(1, 1, 8, 0, zlib.compress(b"\0\0"), chunk(b"zTXt", b"a\0\0" + BOMB)),
-    "zipped profile": lambda: png(
-        1, 1, 8, 0, zlib.compress(b"\0\0"), chunk(b"iCCP", b"a\0\0" + BOMB)
+PIXEL = zlib.compress(b"\0\0")
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zipped text": (lambda: png(1, 1, 8, 0, PIXEL, chunk(b"zTXt", b"a\0\0" + BOMB)), "too large"),
+    "zipped text behind the pixels": (
+        lambda: png(1, 1, 8, 0, PIXEL)[:-12] + chunk(b"zTXt", b"a\0\0" + BOMB),
+        "too large",
     ),
-    "giant PNG": lambda: png(2**31 - 1, 2**31 - 1, 16, 6, b""),
-    "empty PNG": lambda: png(0, 5, 8, 0, b""),
-    "WebP canvas": webp_canvas,
-    "giant TIFF": lambda: patched_tiff(256, 2**32 - 1),
-    "empty TIFF": lambda: patched_tiff(257, 0),
-    "giant tile": lambda: patched_tiff(322, 2**24, tile=(32, 32)),
-    "TIFF tile beyond the end": lambda: patched_tiff(279, 2**31),
-    "TIFF without data": lambda: patched_tiff(279, 0),
-    "TIFF channels": lambda: patched_tiff(277, 60000),
-    "endless pages": endless_pages,
-    "JPEG in TIFF": giant_jpeg_in_tiff,
-    "progressive JPEG": many_scans,
+    "zipped profile": (
+        lambda: png(1, 1, 8, 0, PIXEL, chunk(b"iCCP", b"a\0\0" + BOMB)),
+        "too large",
+    ),
+    "giant PNG": (lambda: png(2**31 - 1, 2**31 - 1, 16, 6, b""), "--max-pixels"),
+    "empty PNG": (lambda: png(0, 5, 8, 0, b""), "0 x 5"),
+    "giant WebP canvas": (webp_canvas, "--max-pixels"),
+    "giant TIFF": (lambda: patched_tiff(256, 2**32 - 1), "--max-pixels"),
+    "empty TIFF": (lambda: patched_tiff(257, 0), "64 x 0"),
+    "TIFF width of text": (lambda: patched_tiff(256, 64, type=2), "imagewidth is"),
+    "TIFF channels": (lambda: patched_tiff(277, 60000), "failed to read"),
+    "giant TIFF tile": (lambda: patched_tiff(322, 2**26, tile=(64, 64)), "tiles of 4,294,967,296"),
+    "TIFF strip beyond the end": (lambda: patched_tiff(279, 2**31), "behind the file's end"),
+    "TIFF strip without data": (lambda: patched_tiff(279, 0), "empty"),
+    "missing TIFF strips": (lambda: patched_tiff(278, 8, compression="zlib"), "1 strips"),
+    "endless TIFF pages": (endless_pages, "64 frames or pages"),
+    "giant JPEG in TIFF": (giant_jpeg_in_tiff, "60000 x 60000"),
+    "progressive JPEG": (many_scans, "scans"),
 }
 
 
@@ -602,13 +610,14 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_take_no_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / "hostile"
-    path.write_bytes(HOSTILE[name]())
+    content, word = HOSTILE[name]
+    path.write_bytes(content())
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
         pytest.skip("this system does not let a process reset its peak of memory")
     before = peak_kilobytes()
-    refuses(path)
+    refuses(path, word)
     assert peak_kilobytes() - before < 50_000
 
 
@@ -631,3 +640,22 @@ def test_broken_metadata_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(noise(9, 7)).save(path, exif=block)
     picture = load(path)
     assert (picture.orientation, picture.icc) == (1, None)
+
+
+def test_surplus_bytes_are_not_worth_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(1, 1, 16, 0, zlib.compress(b"\0\1\1" + bytes(99))) + b"more")
+    assert_allclose(load(path).pixels, [[[257 / 65535]]], rtol=1e-6)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_metadata_behind_the_pixels_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    block = exif(6).removeprefix(b"Exif\0\0")
+    end = chunk(b"eXIf", block) + chunk(b"IEND", b"")
+    path.write_bytes(png(1, 2, 8, 0, zlib.compress(b"\0\1\0\2"))[:-12] + end)
+    picture = load(path)
+    assert (picture.orientation, picture.pixels.shape) == (6, (1, 2, 1))
+    assert_array_equal(np.rint(picture.pixels.ravel() * 255), [2, 1])

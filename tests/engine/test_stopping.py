@@ -15,7 +15,7 @@ from flashdip.engine.stopping import Reading, Stopping, Verdict
 
 def reading(iteration: int, variance: float = 1.0, residual: float = 1.0) -> Reading:
     """A reading whose two variances are equal, one second an iteration."""
-    return Reading(iteration, 0.1, residual, variance, variance, float(iteration))
+    return Reading(iteration, 0.1, residual, 0.1, variance, variance, float(iteration))
 
 
 @pytest.mark.parametrize("rule", ["es-wmv", "es-emv"])
@@ -80,7 +80,7 @@ class FakeStep:
 
 def statistics(loss: float) -> Statistics:
     """Statistics with a loss."""
-    return Statistics(loss, loss, math.nan, math.nan, math.nan)
+    return Statistics(loss, loss, *[math.nan] * 4)
 
 
 def test_guard_goes_back_with_other_noise_and_half_the_rate() -> None:

@@ -1,0 +1,208 @@
+"""The commands that restore an image, and `presets`; the functions behind them are in `tasks`.
+
+Each checks its outputs first, because a fit is long; then fits, showing progress on stderr; then
+writes. Ctrl-C or SIGTERM ends the fit early: the best image so far is written, and the exit code is
+130 or 143.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flashdip.engine.command_options import Input, RunOptions, with_options
+from flashdip.engine.errors import OutputError
+
+if TYPE_CHECKING:
+    from flashdip.engine.networks.skip import SkipConfig
+    from flashdip.engine.result import Result
+
+KeepKnown = Annotated[
+    bool,
+    typer.Option(
+        "--keep-known/--no-keep-known", help="Paste the known pixels back over the fitted ones."
+    ),
+]
+
+
+@with_options
+def denoise(image: Input, options: RunOptions) -> None:
+    """Remove noise.
+
+    Example: flashdip denoise noisy.png -o clean.png --sigma 25
+    """
+    _run("denoise", image, options)
+
+
+@with_options
+def superres(
+    image: Input,
+    factor: Annotated[int, typer.Option(help="Whole number, at least 2.")],
+    options: RunOptions,
+    kernel: Annotated[
+        str,
+        typer.Option(help="How it was made small: lanczos2, lanczos3, gauss12, gauss1sq2 or box."),
+    ] = "lanczos2",
+) -> None:
+    """Enlarge by a whole factor.
+
+    Example: flashdip superres small.png -o large.png --factor 4
+    """
+    _run("superres", image, options, factor=factor, kernel=kernel)
+
+
+@with_options
+def inpaint(
+    image: Input,
+    options: RunOptions,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="White = known, black = missing, cut at half; without it the picture's own "
+            "transparent or NaN pixels are missing.",
+        ),
+    ] = None,
+    keep_known: KeepKnown = True,
+) -> None:
+    """Fill what a mask leaves open.
+
+    Example: flashdip inpaint torn.png -o whole.png --mask mask.png
+    """
+    _run("inpaint", image, options, mask=mask, keep_known=keep_known)
+
+
+@with_options
+def dejpeg(image: Input, options: RunOptions) -> None:
+    """Remove compression artefacts.
+
+    Example: flashdip dejpeg blocky.jpg -o smooth.png
+    """
+    _run("dejpeg", image, options)
+
+
+@with_options
+def restore(
+    image: Input,
+    options: RunOptions,
+    missing: Annotated[
+        str,
+        typer.Option(
+            metavar="MARK",
+            help="zero (all channels), nan, alpha or a colour such as '#ff00ff'.",
+        ),
+    ] = "zero",
+    keep_known: KeepKnown = True,
+) -> None:
+    """Fill missing pixels that the picture itself marks.
+
+    Example: flashdip restore holes.png -o filled.png --missing zero
+    """
+    _run("restore", image, options, missing=missing, keep_known=keep_known)
+
+
+def presets(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the presets of each task."""
+    from flashdip.engine.presets import DEFAULT, PRESETS, TASKS
+
+    rows = [
+        {
+            "task": task,
+            "name": name,
+            "network": _network(preset.config.network),
+            "iterations": preset.config.iterations,
+            "summary": preset.summary,
+        }
+        for (task, name), preset in PRESETS.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("preset", "network", "", "summary", box=None, pad_edge=False, highlight=False)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for task in TASKS:
+        table.add_row()
+        table.add_row(task, style="bold")
+        for row in (row for row in rows if row["task"] == task):
+            default = " (default)" if row["name"] == DEFAULT else ""
+            iterations = f"{row['iterations']} it"
+            table.add_row(
+                f"  {row['name']}{default}", str(row["network"]), iterations, str(row["summary"])
+            )
+    Console().print(table)
+
+
+def _network(config: "SkipConfig") -> str:
+    """Write the range of channels, the levels and the upsampling: "16-128 x5 nearest"."""
+    least, most = min(config.down), max(config.down)
+    width = str(least) if least == most else f"{least}-{most}"
+    modes = {config.upsample} if isinstance(config.upsample, str) else set(config.upsample)
+    return f"{width} x{len(config.down)} {'/'.join(sorted(modes))}"
+
+
+def _run(task: str, image: Path, options: RunOptions, **own: Any) -> None:
+    """Check the outputs, fit with progress, write, report, and exit with the code."""
+    _check_outputs(options)
+    arguments = own | options.fit_options()
+    # From here on torch is needed, which takes a second or two to import.
+    from flashdip.engine import tasks
+    from flashdip.engine.images import check_save
+    from flashdip.engine.progress import Interruption, show_progress
+
+    with Interruption() as interruption, show_progress(task, quiet=options.quiet) as show:
+        result = getattr(tasks, task)(
+            image,
+            accept=partial(check_save, options.output),
+            callback=interruption.watch(show),
+            interrupted=interruption,
+            **arguments,
+        )
+        result.write(options.output, force=options.force)
+        if options.save_dir is not None:
+            result.save(options.save_dir, force=options.force)
+    _report(result, options)
+    if interruption.signal is not None and result.stop_reason == "interrupted":
+        raise typer.Exit(128 + interruption.signal)
+
+
+def _check_outputs(options: RunOptions) -> None:
+    """Refuse, before the fit, outputs that could not be written after it.
+
+    Raises:
+        OutputError: One exists and --force is not given, or its directory does not exist or cannot
+            be written to.
+    """
+    from flashdip.engine.files import check_writable, one_line
+
+    check_writable(options.output, force=options.force)
+    if options.checkpoint is not None:
+        check_writable(options.checkpoint, force=True)
+    directory = options.save_dir
+    if directory is None:
+        return
+    if not directory.exists():
+        check_writable(directory, force=False)
+    elif not directory.is_dir():
+        raise OutputError(
+            f"{one_line(directory)}: expected a directory for --save-dir, got a file: choose "
+            "another name"
+        )
+    else:
+        for name in ("result.json", "fit.safetensors"):
+            check_writable(directory / name, force=options.force)
+
+
+def _report(result: "Result", options: RunOptions) -> None:
+    if options.as_json:
+        record = result.record | {"picture": str(options.output)}
+        typer.echo(json.dumps(record, indent=1, allow_nan=False))
+    if not options.quiet:
+        quality = "" if result.psnr is None else f", {result.psnr:.2f} dB against the truth"
+        typer.echo(f"{options.output} written{quality}", err=True)
