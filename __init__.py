@@ -1,4 +1,4 @@
-"""FlashDIP: restore one damaged image at a time with a Deep Image Prior, at the speed of the hardware."""
+"""FlashDIP: restore damaged images with a Deep Image Prior, at the speed of the hardware."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

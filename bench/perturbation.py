@@ -2,8 +2,8 @@
 
     python -m flashdip.bench.perturbation --seeds 4 --size 128
 
-Each pair shares image, noise, initial weights and input; only the perturbation differs. What counts is the
-mean difference in dB of the best averaged output, beside its spread over pairs.
+Each pair shares image, noise, initial weights and input; only the perturbation differs. What counts
+is the mean difference in dB of the best averaged output, beside its spread over pairs.
 """
 
 import argparse

@@ -13,8 +13,8 @@ def estimate_sigma(pixels: NDArray[np.float32]) -> float:
     """Return the standard deviation of white Gaussian noise in an image, in the image's own unit.
 
     The median absolute value of the finest wavelet coefficients, averaged over channels (Donoho and
-    Johnstone 1994, as in scikit-image). Texture makes it too large, clipping too small; a flat image
-    has none.
+    Johnstone 1994, as in scikit-image). Texture makes it too large, clipping too small; a flat
+    image has none.
 
     Args:
         pixels: [H, W, C], finite.
@@ -31,9 +31,10 @@ def estimate_sigma(pixels: NDArray[np.float32]) -> float:
 def clipped_variance(x: Tensor, sigma: float) -> Tensor:
     """Return E[(clip(x + n, 0, 1) - x)^2] for n normal with deviation sigma, elementwise.
 
-    Noise on a picture that is then stored in [0, 1] is cut at both ends; in black and white areas half
-    of it is lost. With a = -x / sigma, b = (1 - x) / sigma, and the normal density f and distribution
-    F, the integral is sigma^2 (F(b) - F(a) - b f(b) + a f(a)) + x^2 F(a) + (1 - x)^2 (1 - F(b)).
+    Noise on a picture that is then stored in [0, 1] is cut at both ends; in black and white areas
+    half of it is lost. With a = -x / sigma, b = (1 - x) / sigma, and the normal density f and
+    distribution F, the integral is sigma^2 (F(b) - F(a) - b f(b) + a f(a)) + x^2 F(a) + (1 - x)^2
+    (1 - F(b)).
 
     Args:
         x: Noiseless values; those outside [0, 1] are taken as the nearest end.
@@ -49,4 +50,5 @@ def clipped_variance(x: Tensor, sigma: float) -> Tensor:
 
 
 def _density(t: Tensor) -> Tensor:
-    return torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
+    density: Tensor = torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
+    return density
