@@ -97,7 +97,8 @@ def main() -> None:
     spread = statistics.stdev(differences)
     mean, error = statistics.mean(differences), spread / len(differences) ** 0.5
     print(
-        f"mean {mean:+.3f} dB, standard error {error:.3f}, spread {spread:.3f}, n {len(differences)}"
+        f"mean {mean:+.3f} dB, standard error {error:.3f}, spread {spread:.3f}, "
+        f"n {len(differences)}"
     )
 
 

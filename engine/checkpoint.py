@@ -33,7 +33,7 @@ class Checkpoint:
         Raises:
             OutputError: The file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         flat = {
             f"{group}/{name}": tensor.detach().cpu().contiguous()
@@ -42,7 +42,8 @@ class Checkpoint:
         }
         text = json.dumps({"fingerprint": self.fingerprint, "notes": notes})
         with atomic(self.path, force=True) as temporary:
-            save_file(flat, temporary, metadata={"flashdip": text})
+            # Not safetensors' own writer, which hides why a write failed.
+            temporary.write_bytes(save(flat, {"flashdip": text}))
 
     def read(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """Return what was written last; None if there is no file yet.

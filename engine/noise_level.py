@@ -46,7 +46,8 @@ def clipped_variance(x: Tensor, sigma: float) -> Tensor:
     a, b = -x / sigma, (1 - x) / sigma
     below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
     inside = 1 - below - above - b * _density(b) + a * _density(a)
-    return sigma**2 * inside + x**2 * below + (1 - x) ** 2 * above
+    variance: Tensor = sigma**2 * inside + x**2 * below + (1 - x) ** 2 * above
+    return variance
 
 
 def _density(t: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Result:
         Raises:
             OutputError: A file exists and `force` is not set, or one cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,8 @@ class Result:
         self.write(picture, force=force)
         with atomic(fitted, force=force) as temporary:
             tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
-            save_file(tensors, temporary, metadata={"flashdip": json.dumps(self.record["config"])})
+            # Not safetensors' own writer, which hides why a write failed.
+            temporary.write_bytes(save(tensors, {"flashdip": json.dumps(self.record["config"])}))
         text = json.dumps(self.record | {"picture": picture.name}, indent=1, allow_nan=False)
         with atomic(record, force=force) as temporary:
             temporary.write_text(text + "\n")
