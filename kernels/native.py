@@ -1,10 +1,9 @@
 """The fast op set for CPUs and any torch device.
 
 Activations are tensors [F, C, H, W] in channels-last memory, 16 bits wide where asked for; each fit
-is computed by itself. Statistics, norms' parameters and gradients of parameters are float32.
-Against `reference` two
-savings of exact algebra are made: a bias that a norm follows is dropped, and a 3x3 convolution of
-an enlarged map (nearest) is done on the small map.
+is computed by itself. Statistics, norms' parameters and gradients of parameters are float32. Against
+`reference` exact algebra saves work: a bias that a norm follows is dropped, and a 3x3 convolution of
+an enlarged map is done on the small map.
 """
 
 from collections.abc import Sequence
@@ -74,17 +73,21 @@ def join_conv(
 ) -> Tensor:
     """Upsample, concatenate, normalise, convolve, normalise, activate; see `OpSet.join_conv`."""
     even = skip is None or skip.shape[2:] == tuple(2 * side for side in deep.shape[2:])
-    if up == "nearest" and even and weight.shape[-1] == 3:
-        # The statistics of an enlarged map are those of the small one, and a convolution over a
-        # concatenation is the sum of two.
+    smooth = up == "bilinear"
+    if (
+        even
+        and weight.shape[-1] == 3
+        and not (smooth and (pad == "zero" or min(deep.shape[2:]) < 2))
+    ):
+        # A convolution over a concatenation is the sum of two.
         shallow = weight.shape[2] - deep.shape[1]
-        (gamma_s, gamma_d), (beta_s, beta_d) = (
-            (t[:, :shallow], t[:, shallow:]) for t in (join_gamma, join_beta)
+        deep = (_norm_smoothed if smooth else _norm)(
+            deep, join_gamma[:, shallow:], join_beta[:, shallow:]
         )
-        weight_s, weight_d = weight[:, :, :shallow], weight[:, :, shallow:]
-        y = _enlarged_conv(_norm(deep, gamma_d, beta_d), weight_d, pad)
+        y = _enlarged_conv(deep, weight[:, :, shallow:], pad, smooth)
         if skip is not None:
-            y = y + _conv(_norm(skip, gamma_s, beta_s), weight_s, 1, pad)
+            skip = _norm(skip, join_gamma[:, :shallow], join_beta[:, :shallow])
+            y = y + _conv(skip, weight[:, :, :shallow], 1, pad)
         return _activate(_norm(y, gamma, beta), act)
     joined = F.interpolate(deep, scale_factor=2, mode=up)
     if skip is not None:
@@ -129,6 +132,11 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
         return _pointwise(x, weight)
     if pad == "reflection":
         x, margin = F.pad(x, (margin,) * 4, mode="reflect"), 0
+    return _per_fit(x, weight, stride, margin)
+
+
+def _per_fit(x: Tensor, weight: Tensor, stride: int = 1, margin: int = 0) -> Tensor:
+    """Convolve each fit of x [F, I, H, W] with its own weights [F, O, I, k, l]."""
     if len(x) == 1:  # cutting out the only fit would cost a copy in the backward pass
         return F.conv2d(x, weight.squeeze(0), None, stride, margin)
     return torch.cat(
@@ -146,62 +154,125 @@ def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     return y.permute(0, 3, 1, 2)
 
 
-def _enlarged_conv(x: Tensor, weight: Tensor, pad: Pad) -> Tensor:
-    """Return conv3x3(enlarge(x)), [F, O, 2H, 2W], where enlarge doubles each pixel.
+def _enlarged_conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
+    """Return conv3x3(enlarge(x)), [F, O, 2H, 2W], computed on the small grid.
 
-    Each of the four phases of the result sees 2x2 pixels of x: 16 products instead of 36.
-    Reflection of the enlarged map is replication of x.
+    Doubling pixels (nearest): each of the four phases of the result sees 2x2 pixels of x, 16
+    products instead of 36, and reflection of the enlarged map is replication of x.
+
+    Bilinear enlargement is doubling pixels followed by the filter [1, 2, 1] / 4 along each axis,
+    which changes places with the convolution. The map is then needed one pixel beyond its border,
+    where the doubled one has to be reflected about its outermost pixel: `_corrections`.
     """
-    x = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
+    small = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
     rows = _PHASES.to(weight)
     folded = torch.einsum("aik,bjl,fockl->fabocij", rows, rows, weight)
-    folded = folded.flatten(1, 3).to(x.dtype)  # [F, 4 O, I, 2, 2]
-    if len(x) == 1:
-        return _interleave(F.conv2d(x, folded.squeeze(0)))
-    return _interleave(torch.cat([F.conv2d(x[f : f + 1], w) for f, w in enumerate(folded)]))
+    phases = _per_fit(small, folded.flatten(1, 3).to(x.dtype))  # [F, 4 O, H + 1, W + 1]
+    if not smooth:
+        return _interleave(phases)
+    y = _interleave(phases, *_corrections(x, weight.to(x.dtype)))
+    channels = y.shape[1]
+    kernel = torch.outer(_BLUR, _BLUR).to(y).expand(channels, 1, 3, 3)
+    return F.conv2d(y, kernel, groups=channels)
 
 
 # Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].
 _PHASES = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+_BLUR = torch.tensor([0.25, 0.5, 0.25])
+
+
+def _corrections(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what reflecting the doubled x adds to the outer rows and columns of its convolution.
+
+    Replication of x leaves x[0] where the reflected map has x[1]: outermost tap, outermost pixel.
+    """
+    above, below = x[:, :, 1:2] - x[:, :, :1], x[:, :, -2:-1] - x[:, :, -1:]
+    left, right = x[..., 1:2] - x[..., :1], x[..., -2:-1] - x[..., -1:]
+    lying = (F.pad(t.repeat_interleave(2, 3), (2, 2, 0, 0), mode="reflect") for t in (above, below))
+    upright = (
+        F.pad(t.repeat_interleave(2, 2), (0, 0, 2, 2), mode="replicate") for t in (left, right)
+    )
+    (above, below), (left, right) = lying, upright
+    return (
+        _per_fit(above, weight[..., :1, :]),
+        _per_fit(below, weight[..., 2:, :]),
+        _per_fit(left, weight[..., :1]),
+        _per_fit(right, weight[..., 2:]),
+    )
 
 
 class _Interleave(torch.autograd.Function):
-    """Put phases [F, 4 C, H + 1, W + 1] together as [F, C, 2H, 2W]; (a, b) starts at (a, b)."""
+    """Put four phases [F, 4 C, H + 1, W + 1] together as one map.
+
+    With corrections of its outermost rows and columns it is [F, C, 2H + 2, 2W + 2]; without, the
+    outermost ones are left out.
+    """
 
     @staticmethod
-    def forward(ctx: Any, phases: Tensor) -> Tensor:
+    def forward(ctx: Any, phases: Tensor, *corrections: Tensor) -> Tensor:
         fits, channels, height, width = phases.shape
-        size = (fits, channels // 4, 2 * (height - 1), 2 * (width - 1))
+        ring = ctx.ring = len(corrections) > 0
+        less = 0 if ring else 2
+        size = (fits, channels // 4, 2 * height - less, 2 * width - less)
         y = phases.new_empty(size).to(memory_format=torch.channels_last)
-        for whole, phase in _phase_views(y, phases):
+        for whole, phase in _phase_views(y, phases, ring):
             whole.copy_(phase)
+        for edge, correction in zip(_edges(y), corrections, strict=False):
+            edge.add_(correction)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         fits, channels, height, width = dy.shape
-        size = (fits, 4 * channels, height // 2 + 1, width // 2 + 1)
-        phases = dy.new_zeros(size).to(memory_format=torch.channels_last)
-        for whole, phase in _phase_views(dy, phases):
+        more = 0 if ctx.ring else 2
+        size = (fits, 4 * channels, (height + more) // 2, (width + more) // 2)
+        new = dy.new_empty if ctx.ring else dy.new_zeros
+        phases = new(size).to(memory_format=torch.channels_last)
+        for whole, phase in _phase_views(dy, phases, ctx.ring):
             phase.copy_(whole)
-        return phases
+        return phases, *(_edges(dy) if ctx.ring else ())
 
 
-def _interleave(phases: Tensor) -> Tensor:
-    y: Tensor = _Interleave.apply(phases)  # type: ignore[no-untyped-call]
+def _interleave(phases: Tensor, *corrections: Tensor) -> Tensor:
+    y: Tensor = _Interleave.apply(phases, *corrections)  # type: ignore[no-untyped-call]
     return y
 
 
-def _phase_views(y: Tensor, phases: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return for each phase its pixels in the whole map, and its own map."""
-    height, width = y.shape[2] // 2, y.shape[3] // 2
-    parts = phases.chunk(4, dim=1)
-    return [
-        (y[:, :, a::2, b::2], parts[2 * a + b][:, :, a : a + height, b : b + width])
-        for a in (0, 1)
-        for b in (0, 1)
-    ]
+def _phase_views(y: Tensor, phases: Tensor, ring: bool) -> list[tuple[Tensor, Tensor]]:
+    """Return for each phase its pixels in the whole map, and the same pixels in its own map."""
+    height, width = phases.shape[2] - 1, phases.shape[3] - 1
+    views = []
+    for index, part in enumerate(phases.chunk(4, dim=1)):
+        a, b = divmod(index, 2)
+        if ring:
+            views.append((y[:, :, 1 - a :: 2, 1 - b :: 2], part))
+        else:
+            views.append((y[:, :, a::2, b::2], part[:, :, a : a + height, b : b + width]))
+    return views
+
+
+def _edges(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return y[:, :, :1], y[:, :, -1:], y[..., :1], y[..., -1:]
+
+
+def _norm_smoothed(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Normalise x [F, C, H, W] by the statistics of its bilinear enlargement.
+
+    The mean is the same. The sum of squares is that of x with a neighbour's share: A'A of the
+    enlargement A is the filter [3, 10, 3] / 8 with replicated borders, along each axis.
+    """
+    centred = x.to(gamma.dtype)
+    centred = centred - centred.mean((2, 3), keepdim=True)
+    channels = x.shape[1]
+    kernel = torch.outer(_SHARE, _SHARE).to(centred).expand(channels, 1, 3, 3)
+    near = F.conv2d(F.pad(centred, (1,) * 4, mode="replicate"), kernel, groups=channels)
+    variance = (centred * near).mean((2, 3))
+    scale = gamma * torch.rsqrt(variance + EPS)
+    return (centred * scale[:, :, None, None] + beta[:, :, None, None]).to(x.dtype)
+
+
+_SHARE = torch.tensor([3.0, 10.0, 3.0]) / 16  # A'A over the enlarged map's twice as many pixels
 
 
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
