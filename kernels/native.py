@@ -1,9 +1,9 @@
 """The fast op set for CPUs and any torch device.
 
 Activations are tensors [F, C, H, W] in channels-last memory, 16 bits wide where asked for; each fit
-is computed by itself. Statistics, norms' parameters and gradients of parameters are float32. Against
-`reference` exact algebra saves work: a bias that a norm follows is dropped, and a 3x3 convolution of
-an enlarged map is done on the small map.
+is computed by itself. Statistics, norms' parameters and gradients of parameters are float32.
+Against `reference` exact algebra saves work: a bias that a norm follows is dropped, and a 3x3
+convolution of an enlarged map is done on the small map.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """The skip network: the published numbers, the published parameters, the options' errors."""
 
+import types
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from flashdip.engine.errors import ConfigError
 from flashdip.engine.networks.skip import Skip, SkipConfig
-from flashdip.kernels import reference
+from flashdip.kernels import native, reference
 from tests import golden
 
 _PUBLISHED = {
@@ -48,6 +49,20 @@ def test_agrees_with_the_published_network(name: str) -> None:
     golden.check_output(known, y)
     (y - golden.target(outputs, *known.size)).square().mean().backward()
     golden.check_gradients(known, [None if p.grad is None else p.grad[0] for p in leaves])
+
+
+@pytest.mark.parametrize("ops", [reference, native], ids=["reference", "native"])
+@pytest.mark.parametrize("name", golden.cases())
+def test_agrees_with_the_published_module(name: str, ops: types.ModuleType) -> None:
+    """To 1e-10 and 1e-8 at weights as a fit has them, with the algebra that `native` uses too."""
+    known = golden.case(name)
+    live = golden.live(known.options, known.size)
+    network = Skip(config_of(known.options))
+    leaves = [p.clone()[None].requires_grad_() for p in live.parameters]
+    z = live.z[None].contiguous(memory_format=torch.channels_last)
+    y = network.forward(ops, leaves, z)
+    (y - live.target).square().mean().backward()
+    live.check(y, [None if p.grad is None else p.grad[0] for p in leaves])
 
 
 def test_initial_parameters_are_torchs() -> None:
