@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from flashdip.engine.config import FitConfig
     from flashdip.engine.errors import (
         ConfigError,
+        DivergedError,
         FlashDIPError,
         ImageError,
         InputError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Compose": "operators",
     "ConfigError": "errors",
+    "DivergedError": "errors",
     "Downsample": "operators",
     "FitConfig": "config",
     "FlashDIPError": "errors",
@@ -63,6 +65,7 @@ _HOME = {
 __all__ = [
     "Compose",
     "ConfigError",
+    "DivergedError",
     "Downsample",
     "FitConfig",
     "FlashDIPError",

@@ -28,7 +28,7 @@ SIGMA = 25 / 255
 
 def fresh_draws(seed: int) -> types.SimpleNamespace:
     """Return the native op set with a perturbation that draws anew in each step."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(2000 + seed)
 
     def perturb(
         z: Tensor, table: Tensor, offsets: Sequence[int], std: float, dtype: torch.dtype

@@ -75,14 +75,18 @@ class Checkpoint:
         return tensors, notes
 
 
-def fingerprint(problem: Problem, config: FitConfig, backend: str, precision: str) -> str:
-    """Return a hash of all that decides a fit's result."""
-    plain = [config.record(), problem.shape, problem.sigma, backend, precision]
+def fingerprint(
+    problem: Problem, config: FitConfig, backend: str, device: str, precision: str
+) -> str:
+    """Return a hash of what decides a fit's result, the machine and the versions apart."""
+    plain = [config.record(), list(problem.shape), problem.sigma, backend, device, precision]
     digest = hashlib.sha256(json.dumps(plain).encode())
-    digest.update(problem.observation.detach().cpu().contiguous().numpy().tobytes())
     # The operator is code; its effect on a fixed image stands for it.
-    grid = torch.linspace(0, 1, torch.Size(problem.shape).numel()).view(1, *problem.shape)
+    grid = torch.linspace(0.1, 1, torch.Size(problem.shape).numel()).view(1, *problem.shape)
     with torch.no_grad():
-        effect = problem.operator(grid.expand(problem.fits, -1, -1, -1))
-    digest.update(effect.detach().cpu().contiguous().numpy().tobytes())
+        effect = problem.operator(grid.to(problem.observation).expand(problem.fits, -1, -1, -1))
+    for tensor in (problem.observation, effect, problem.measured, problem.known, problem.pasted):
+        if tensor is not None:
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

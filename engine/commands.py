@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from flashdip.engine.networks.skip import SkipConfig
     from flashdip.engine.result import Result
 
+# What Result.save writes.
+_SAVED = ("restored.png", "restored.tif", "result.json", "fit.safetensors")
+
 KeepKnown = Annotated[
     bool,
     typer.Option(
@@ -168,6 +171,9 @@ def _run(task: str, image: Path, options: RunOptions, **own: Any) -> None:
         if options.save_dir is not None:
             result.save(options.save_dir, force=options.force)
     _report(result, options)
+    if result.stop_reason == "diverged":
+        typer.echo("the fit diverged; the picture is the last good one", err=True)
+        raise typer.Exit(1)
     if interruption.signal is not None and result.stop_reason == "interrupted":
         raise typer.Exit(128 + interruption.signal)
 
@@ -187,6 +193,11 @@ def _check_outputs(options: RunOptions) -> None:
     directory = options.save_dir
     if directory is None:
         return
+    if options.output.resolve() in [(directory / name).resolve() for name in _SAVED]:
+        raise OutputError(
+            f"{one_line(options.output)}: expected an output that --save-dir does not write too, "
+            "got the same file: choose another name for one of them"
+        )
     if not directory.exists():
         check_writable(directory, force=False)
     elif not directory.is_dir():
@@ -195,7 +206,7 @@ def _check_outputs(options: RunOptions) -> None:
             "another name"
         )
     else:
-        for name in ("result.json", "fit.safetensors"):
+        for name in _SAVED:
             check_writable(directory / name, force=options.force)
 
 

@@ -36,7 +36,7 @@ class FitConfig:
         stop: Stopping rules, any of which ends the fit: "fixed" (after `iterations`), "es-wmv" and
             "es-emv" (at the least variance of outputs), "discrepancy" (the residual reaches sigma),
             "budget".
-        budget: Seconds that the iterations may take; None: no limit.
+        budget: Seconds that the iterations may take, whatever `stop` says; None: no limit.
         window: Outputs in the windowed variance, in iterations.
         patience: Iterations without a new least variance, after which es-wmv and es-emv stop.
         discrepancy: Share of sigma, as far as clipping leaves it, that the residual of the averaged
@@ -73,8 +73,11 @@ class FitConfig:
             _whole(name, getattr(self, name), 1)
         for name in ("retries", "seed"):
             _whole(name, getattr(self, name), 0)
-        for name in ("input_scale", "learning_rate", "eps", "perturbation", "discrepancy"):
-            _number(name, getattr(self, name), 0.0, math.inf)
+        if self.seed >= 1 << 62:
+            raise ConfigError(f"seed: expected a whole number below 2^62, got {self.seed}")
+        for name in ("input_scale", "learning_rate", "perturbation", "discrepancy"):
+            _number(name, getattr(self, name), 0.0, 1000.0)
+        _number("eps", self.eps, 1e-30, 1.0)
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise ConfigError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
         for beta in self.betas:
@@ -115,12 +118,15 @@ class FitConfig:
                 else (self, name, own)
             )
             known = {f.name: f for f in dataclasses.fields(target)}
+            if name == "network.outputs":
+                raise ConfigError("network.outputs: it follows the image's channels; leave it out")
             if key not in known or key == "network":
                 names = [f.name for f in dataclasses.fields(self) if f.name != "network"]
                 names += [f"network.{f.name}" for f in dataclasses.fields(self.network)]
                 raise ConfigError(f"{name}: no such field; expected one of {', '.join(names)}")
             value = _parse(text)
-            if str(known[key].type).startswith("tuple") and not isinstance(value, tuple):
+            listed = str(known[key].type).startswith("tuple")
+            if listed and value is not None and not isinstance(value, tuple):
                 value = (value,)
             into[key] = value
         if network:

@@ -1,8 +1,7 @@
 """Add noise to a photograph that anyone may use, restore it, and show the three side by side."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -90,7 +89,7 @@ def demo(
             callback=interruption.watch(show),
             interrupted=interruption,
         )
-    _write_json(directory / "result.json", result.record)
+    result.write_record(directory / "result.json", force=True)
     result.write(directory / "restored.png", force=True)
     written = load(directory / "restored.png")
     truth = as_picture(clean).tensor()
@@ -123,10 +122,3 @@ def _make_ready(directory: Path) -> None:
     earlier = (directory / "result.json").exists()
     for name in FILES:
         check_writable(directory / name, force=earlier)
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    from flashdip.engine.files import atomic
-
-    with atomic(path, force=True) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")

@@ -6,7 +6,8 @@
     │   ├── ShapeError                   sizes or channels do not go together
     │   └── ConfigError                  unknown preset or field, or a value outside its range
     ├── OutputError(OSError)             a result cannot be written where it was asked for
-    └── UnavailableError(RuntimeError)   a backend, device or extra cannot be used here
+    ├── UnavailableError(RuntimeError)   a backend, device or extra cannot be used here
+    └── DivergedError(RuntimeError)      a fit diverged before it had any image
 
 Each message is one line: the name, what was expected, what came, and what to do about it.
 """
@@ -34,6 +35,10 @@ class ConfigError(InputError):
 
 class OutputError(FlashDIPError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class DivergedError(FlashDIPError, RuntimeError):
+    """A fit diverged, retries included, before it had any image."""
 
 
 class UnavailableError(FlashDIPError, RuntimeError):

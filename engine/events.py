@@ -57,6 +57,13 @@ class Retried:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something a person should know that does not end the fit."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The fit is over; `best_iteration` is the one whose image is returned."""
 
@@ -66,5 +73,5 @@ class Finished:
     seconds: float
 
 
-Event = Started | Progress | Retried | Finished
+Event = Started | Progress | Retried | Noted | Finished
 Callback = Callable[[Event], None]

@@ -2,32 +2,26 @@
 
 import contextlib
 import dataclasses
-import math
 import platform
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashdip.engine.backends import resolve_device, select
-from flashdip.engine.backends.base import Statistics, Step
 from flashdip.engine.checkpoint import Checkpoint, fingerprint
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ShapeError
-from flashdip.engine.events import Callback, Event, Finished, Progress, Retried, Started
-from flashdip.engine.guard import Guard
+from flashdip.engine.events import Callback, Finished, Started
 from flashdip.engine.metrics import psnr
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result, plain_picture
-from flashdip.engine.stopping import Reading, Stopping
+from flashdip.engine.run import Run
 from flashdip.kernels.memory import kept_pages
-
-CHECKPOINT_SECONDS = 60.0  # between two checkpoints
 
 
 def fit(
@@ -43,8 +37,8 @@ def fit(
 ) -> Result:
     """Fit a network to one problem and return the image it draws.
 
-    The same problem, config, seed and machine give the same bits, unless the rule "budget" ends the
-    fit.
+    On a CPU the same problem, config, seed, number of threads and machine give the same bits,
+    unless a budget ends the fit. (PyTorch's CUDA kernels for padding are not deterministic.)
 
     Args:
         problem: What to restore; a single fit (F = 1).
@@ -61,23 +55,23 @@ def fit(
     Raises:
         InputError: Problem, config or checkpoint do not go together.
         UnavailableError: The backend or device cannot be used here.
+        DivergedError: The fit diverged before it had any image.
     """
     begun = time.perf_counter()
     tell: Callback = callback or (lambda event: None)
-    problem, truth = _check(problem, truth)
+    _check(problem, truth)
     network = dataclasses.replace(config.network, outputs=problem.shape[0])
     config = dataclasses.replace(config, network=network)
-    stopping = Stopping(config, problem.sigma)
     place = resolve_device(device)
     chosen, precision, notes = select(backend, place, config.precision)
-    step = chosen.prepare(problem, config, place, precision, truth)
-    run = _Run(step, stopping, Guard(step, config.retries))
+    step = chosen.prepare(problem, config, place, precision, None if truth is None else truth[None])
+    file = None
     if checkpoint is not None:
-        run.file = Checkpoint(
-            Path(checkpoint), fingerprint(problem, config, chosen.name, precision)
-        )
-        run.resume()
-    size, inner = problem.shape[1:], config.network.network_size(*problem.shape[1:])
+        identity = fingerprint(problem, config, chosen.name, str(place), precision)
+        file = Checkpoint(Path(checkpoint), identity)
+    run = Run(step, config, problem.sigma, file, tell)
+    size = problem.shape[1], problem.shape[2]
+    inner = config.network.network_size(*size)
     tell(
         Started(
             step.iteration,
@@ -90,28 +84,30 @@ def fit(
             tuple(notes),
         )
     )
-    setup, run.clock = time.perf_counter() - begun, time.perf_counter() - run.seconds
+    setup = time.perf_counter() - begun
 
+    run.start()
     with kept_pages() if place.type == "cpu" else contextlib.nullcontext():
         while run.reason is None:
             step()
-            if step.iteration % config.read_every == 0 or step.iteration == config.iterations:
-                run.read(tell)
+            if run.due():
+                run.read()
             if run.reason is None and interrupted():
                 run.reason = "interrupted"
+    iterations, seconds = step.iteration, run.elapsed()
     run.save()
 
-    best = run.best or run.keep()
-    tell(Finished(step.iteration, best.iteration, run.reason, run.elapsed()))
+    best = run.finish()
+    tell(Finished(iterations, best.iteration, run.reason, seconds))
     image = problem.paste(best.image)[0].cpu().float().contiguous()
     record = {
-        "psnr": None if truth is None else psnr(image, truth[0]),
-        "iterations": step.iteration,
+        "psnr": None if truth is None else psnr(image, truth.cpu()),
+        "iterations": iterations,
         "best_iteration": best.iteration,
         "stop_reason": run.reason,
         "seconds_setup": setup,
-        "seconds_fit": run.elapsed(),
-        "iterations_per_second": run.iterations_done / max(run.elapsed(), 1e-9),
+        "seconds_fit": seconds,
+        "iterations_per_second": run.done / max(seconds, 1e-9),
         "peak_memory_bytes": _peak_memory(place),
         "backend": chosen.name,
         "device": str(place),
@@ -120,7 +116,7 @@ def fit(
         "retries": run.guard.total,
         "sigma": problem.sigma,
         "shape": list(problem.shape),
-        "notes": list(notes),
+        "notes": notes + run.notes,
         "versions": _versions(),
         "config": config.record(),
         "history": run.history,
@@ -128,135 +124,14 @@ def fit(
     return Result(image, record, best.weights | {"image": image}, plain_picture(image))
 
 
-@dataclasses.dataclass
-class _Best:
-    """The image and the network of the selected iteration."""
-
-    iteration: int
-    image: Tensor  # [F, C, H, W]
-    weights: dict[str, Tensor]
-
-
-class _Run:
-    """What changes while a fit runs, beside the step's own state."""
-
-    def __init__(self, step: Step, stopping: Stopping, guard: Guard) -> None:
-        self.step, self.stopping, self.guard = step, stopping, guard
-        self.best: _Best | None = None
-        self.reason: str | None = None
-        self.file: Checkpoint | None = None
-        self.seconds = 0.0  # of the fit, before it was resumed
-        self.iterations_done = 0  # repeated ones included
-        self.clock = self.last_read = self.last_save = time.perf_counter()
-        self.history: dict[str, list[float | None]] = {
-            "iteration": [], "loss": [], "variance": [], "psnr": []
-        }  # fmt: skip
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.clock
-
-    def keep(self) -> _Best:
-        with torch.no_grad():
-            return _Best(self.step.iteration, self.step.image().clone(), self.step.fitted())
-
-    def read(self, tell: Callable[[Event], None]) -> None:
-        """Read the statistics back; judge, record and tell them."""
-        step, at = self.step, self.step.iteration
-        statistics = step.read()
-        advanced = at - self.guard.good_iteration
-        self.iterations_done += advanced
-        if not self.guard.accept(statistics):
-            if self.guard.exhausted:
-                self.reason = "diverged"
-            tell(Retried(at, self.guard.total, f"the loss jumped to {statistics.loss:.3g}"))
-            return
-        reading = Reading(
-            at,
-            statistics.loss,
-            statistics.residual,
-            statistics.noise,
-            statistics.windowed_variance,
-            statistics.moving_variance,
-            self.elapsed(),
-        )
-        selected, self.reason = self.stopping(reading)
-        if selected and self.stopping.searches:
-            self.best = self.keep()
-        variance, quality = self.stopping.watched(reading), _decibels(statistics)
-        for name, value in zip(self.history, (at, statistics.loss, variance, quality), strict=True):
-            self.history[name].append(value)
-        now = time.perf_counter()
-        rate, self.last_read = advanced / max(now - self.last_read, 1e-9), now
-        tell(
-            Progress(
-                at,
-                self.stopping.config.iterations,
-                statistics.loss,
-                quality,
-                variance,
-                reading.seconds,
-                rate,
-            )
-        )
-        if now - self.last_save > CHECKPOINT_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        """Write the checkpoint, if one was asked for."""
-        if self.file is None:
-            return
-        tensors = {
-            "step": self.step.good_state(),
-            "statistics": self.step.statistics_state(),
-            "guard": self.guard.good,
-        }
-        if self.best is not None:
-            tensors |= {"best": {"image": self.best.image}, "fitted": self.best.weights}
-        notes: dict[str, Any] = {
-            "iteration": self.step.iteration,
-            "guard": self.guard.state(),
-            "rules": self.stopping.state(),
-            "best": None if self.best is None else self.best.iteration,
-            "history": self.history,
-            "seconds": self.elapsed(),
-            "iterations_done": self.iterations_done,
-            "reason": None if self.reason == "interrupted" else self.reason,
-        }
-        self.file.write(tensors, notes)
-        self.last_save = time.perf_counter()
-
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        saved = self.file.read() if self.file else None
-        if saved is None:
-            return
-        tensors, notes = saved
-        self.step.load(tensors["step"] | tensors["statistics"], notes["iteration"])
-        self.guard.load(notes["guard"], tensors["guard"])
-        self.stopping.load(notes["rules"])
-        if notes["best"] is not None:
-            image = tensors["best"]["image"]
-            self.best = _Best(notes["best"], image, tensors["fitted"])
-        self.history, self.seconds = notes["history"], notes["seconds"]
-        self.iterations_done, self.reason = notes["iterations_done"], notes["reason"]
-
-
-def _check(problem: Problem, truth: Tensor | None) -> tuple[Problem, Tensor | None]:
+def _check(problem: Problem, truth: Tensor | None) -> None:
     if problem.fits != 1:
         raise ShapeError(f"observation: expected a single fit, [1, ...], got {problem.fits} fits")
-    if truth is None:
-        return problem, None
-    if tuple(truth.shape) != problem.shape:
+    if truth is not None and tuple(truth.shape) != tuple(problem.shape):
         raise ShapeError(
-            f"truth: expected the restored image's shape {problem.shape} (C, H, W), "
+            f"truth: expected the restored image's shape {tuple(problem.shape)} (C, H, W), "
             f"got {tuple(truth.shape)}"
         )
-    return problem, truth[None]
-
-
-def _decibels(statistics: Statistics) -> float | None:
-    error = statistics.squared_error
-    return None if math.isnan(error) else -10 * math.log10(max(error, 1e-20))
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -6,9 +6,7 @@ from torch import Tensor
 
 from flashdip.engine.backends.base import Statistics, Step
 
-JUMP = (
-    10**0.5
-)  # a loss that grew by 5 dB since the last reading has diverged (the published threshold)
+JUMP = 10**0.5  # a loss that grew so much, 5 dB, since the last reading: the published threshold
 CAREFUL = 100  # iterations at half the rate after going back
 
 
@@ -24,7 +22,7 @@ class Guard:
             the place.
 
     Attributes:
-        total: Times gone back.
+        total: Times gone back to try again.
         exhausted: Whether the last check went back once too often.
     """
 
@@ -43,22 +41,32 @@ class Guard:
         """Whether it went back more often than allowed."""
         return self.in_a_row > self.retries
 
+    def sound(self, statistics: Statistics) -> bool:
+        """Return whether the state that gave these statistics may be kept."""
+        finite = math.isfinite(statistics.loss) and math.isfinite(statistics.residual)
+        return finite and statistics.loss <= JUMP * self.loss
+
     def accept(self, statistics: Statistics) -> bool:
         """Keep the state and return True; or, if the fit diverged, go back and return False."""
-        loss, iteration = statistics.loss, self.step.iteration
-        if math.isfinite(loss) and math.isfinite(statistics.residual) and loss <= JUMP * self.loss:
+        iteration = self.step.iteration
+        if self.sound(statistics):
             if iteration >= self.failed_at + CAREFUL:
                 self.in_a_row, self.step.rate_scale = 0, 1.0
-            self.loss = loss
+            self.loss = statistics.loss
             self.good, self.good_iteration = self.step.good_state(), iteration
             return True
-        self.total += 1
+        self.go_back()
         self.in_a_row += 1
         self.failed_at = iteration
-        self.step.load(self.good, self.good_iteration)
-        self.step.rate_scale = 0.5**self.in_a_row
-        self.step.retry = self.total
+        if not self.exhausted:
+            self.total += 1
+            self.step.rate_scale = 0.5**self.in_a_row
+            self.step.retry = self.total
         return False
+
+    def go_back(self) -> None:
+        """Restore the last good state."""
+        self.step.load(self.good, self.good_iteration)
 
     def state(self) -> dict[str, float]:
         """Return the counters, for a checkpoint."""

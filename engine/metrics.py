@@ -11,8 +11,13 @@ from flashdip.engine.errors import ShapeError
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, studio range
 
 
+def decibels(mse: float) -> float:
+    """Return the PSNR of a mean squared error of values in [0, 1], in dB; at most 200."""
+    return -10 * math.log10(max(mse, 1e-20))
+
+
 def psnr(image: Tensor, truth: Tensor) -> float:
-    """Return the peak signal-to-noise ratio in dB, over all entries jointly.
+    """Return the peak signal-to-noise ratio over all entries jointly; see `decibels`.
 
     Args:
         image: Any shape, values in [0, 1].
@@ -26,8 +31,7 @@ def psnr(image: Tensor, truth: Tensor) -> float:
             f"truth: expected the restored image's shape {tuple(image.shape)}, "
             f"got {tuple(truth.shape)}"
         )
-    mse = (image.double() - truth.double()).square().mean().item()
-    return math.inf if mse == 0 else -10 * math.log10(mse)
+    return decibels((image.double() - truth.double()).square().mean().item())
 
 
 def psnr_luma(image: Tensor, truth: Tensor, crop: int = 4) -> float:

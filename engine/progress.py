@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-from flashdip.engine.events import Callback, Event, Finished, Progress, Retried, Started
+from flashdip.engine.events import Callback, Event, Finished, Noted, Progress, Retried, Started
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,6 +83,8 @@ class _Plain:
                 self._print(f"{event.iteration}/{event.iterations}: {describe(event)}")
             case Retried():
                 self._print(_retry(event))
+            case Noted():
+                self._print(event.message)
             case Finished():
                 self._print(_end(event))
 
@@ -131,6 +133,8 @@ def _live(title: str, console: "Console") -> Iterator[Callback]:
                     bar.update(task, completed=event.iteration, status=describe(event))
                 case Retried():
                     bar.console.print(f"{title}: {_retry(event)}", markup=False)
+                case Noted():
+                    bar.console.print(f"{title}: {event.message}", markup=False)
                 case Finished():
                     bar.update(task, status=_end(event))
 

@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from flashdip.engine import images
-from flashdip.engine.errors import InputError
+from flashdip.engine.errors import InputError, OutputError
 from flashdip.engine.files import atomic, check_writable
 from flashdip.engine.images import Picture
 
-_SUFFIX = {"JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif"}
+PICTURES = ("restored.png", "restored.tif")  # one of them holds the picture of a saved result
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class Result:
     Attributes:
         image: The restored image, [C, H, W] float32 in [0, 1], on the CPU.
         record: What `result.json` holds: plain values, lists and dictionaries.
-        weights: The network at the selected iteration: its parameters by name in the published
-            order and shape, its input "z" [C, H, W], and "image".
+        weights: The network as the selected iteration left it: its parameters by name in the
+            published order and shape, its input "z" [C, H, W], and "image".
         picture: The restored image with the depth, range, alpha and profile that the input had.
     """
 
@@ -72,8 +72,28 @@ class Result:
         """
         images.save(Path(path), self.picture, force=force)
 
+    def write_record(
+        self, path: str | Path, *, force: bool = False, picture: str | None = None
+    ) -> None:
+        """Write the record as JSON.
+
+        Args:
+            path: The file.
+            force: Whether it may exist.
+            picture: Name of the picture that belongs to it, recorded too.
+
+        Raises:
+            OutputError: The file exists and `force` is not set, or it cannot be written.
+        """
+        record = self.record if picture is None else self.record | {"picture": picture}
+        text = json.dumps(record, indent=1, allow_nan=False)
+        with atomic(Path(path), force=force) as temporary:
+            temporary.write_text(text + "\n")
+
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write the picture, `result.json` and `fit.safetensors` into a directory, made if missing.
+
+        The picture is a PNG, or a TIFF where it is float or has channels that PNG has not.
 
         Raises:
             OutputError: A file exists and `force` is not set, or one cannot be written.
@@ -81,10 +101,12 @@ class Result:
         from safetensors.torch import save
 
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        picture = directory / f"restored{_SUFFIX.get(self.picture.format, '.png')}"
-        if self.image.shape[0] not in (1, 3):
-            picture = picture.with_suffix(".tif")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{directory}: cannot be made: {error.strerror}") from None
+        plain = self.image.shape[0] in (1, 3) and self.picture.dtype != "float32"
+        picture = directory / PICTURES[0 if plain else 1]
         fitted, record = directory / "fit.safetensors", directory / "result.json"
         for path in (picture, fitted, record):
             check_writable(path, force=force)
@@ -93,9 +115,7 @@ class Result:
             tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
             # Not safetensors' own writer, which hides why a write failed.
             temporary.write_bytes(save(tensors, {"flashdip": json.dumps(self.record["config"])}))
-        text = json.dumps(self.record | {"picture": picture.name}, indent=1, allow_nan=False)
-        with atomic(record, force=force) as temporary:
-            temporary.write_text(text + "\n")
+        self.write_record(record, force=force, picture=picture.name)
 
     @classmethod
     def load(cls, directory: str | Path) -> "Result":

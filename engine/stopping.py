@@ -1,7 +1,7 @@
 """When a fit ends, and at which iteration its image is taken: never by looking at the truth.
 
-A rule sees one `Reading` every few iterations. Rules that search for a best iteration *select* it;
-the others select each iteration, so that the last one is returned.
+A rule sees one `Reading` every few iterations. Rules that search for a best iteration *select* it
+as they go; without them each iteration is selected, so that the last one is returned.
 """
 
 import math
@@ -69,7 +69,10 @@ class LeastVariance:
 
 
 class Stopping:
-    """The rules of a config, together: the first that searches selects, any may stop.
+    """The rules of a config, together: any may end the fit.
+
+    "discrepancy" returns the iteration that ends the fit. Where another rule or the last iteration
+    ends it, the first rule that searches has selected; without one the last iteration counts.
 
     Args:
         config: Names the rules and their settings.
@@ -81,7 +84,6 @@ class Stopping:
 
     def __init__(self, config: FitConfig, sigma: float | None) -> None:
         self.config = config
-        self.sigma = sigma
         if "discrepancy" in config.stop and sigma is None:
             raise ConfigError("stop: the rule discrepancy needs the noise level, give sigma")
         self.searches = {
@@ -95,16 +97,16 @@ class Stopping:
 
     def __call__(self, reading: Reading) -> Verdict:
         """Judge one reading; call once for each, in order."""
+        config = self.config
+        if "discrepancy" in config.stop and reading.residual <= config.discrepancy * reading.noise:
+            return Verdict(select=True, stop="discrepancy")
         answers = {name: search(reading) for name, search in self.searches.items()}
         select = next((selected for selected, _ in answers.values()), True)
         ended: list[str] = [name for name, (_, stop) in answers.items() if stop]
-        if self.sigma is not None and "discrepancy" in self.config.stop:
-            level = self.config.discrepancy * reading.noise
-            ended += ["discrepancy"] * (reading.residual <= level)
-        if "budget" in self.config.stop and self.config.budget is not None:
-            ended += ["budget"] * (reading.seconds >= self.config.budget)
-        if reading.iteration >= self.config.iterations:
-            ended.append("fixed" if "fixed" in self.config.stop else "iterations")
+        if config.budget is not None and reading.seconds >= config.budget:
+            ended.append("budget")
+        if reading.iteration >= config.iterations:
+            ended.append("fixed" if "fixed" in config.stop else "iterations")
         return Verdict(select, ended[0] if ended else None)
 
     def watched(self, reading: Reading) -> float | None:

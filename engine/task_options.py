@@ -113,7 +113,7 @@ def sigma_of(
             raise ConfigError(
                 f"sigma: expected 0 to 255 (1/255 of the full range, at any depth), got {sigma:g}"
             )
-        return sigma / 255
+        return float(sigma) / 255
     needed = "discrepancy" in config.stop
     if needed and not whole:
         raise ConfigError(

@@ -76,8 +76,8 @@ def superres(
     picture = picture_of(image, "image", options)
     masks.require_finite(picture)
     _check_factor(factor, picture, options.get("max_pixels", MAX_PIXELS))
-    operator = Downsample(factor, kernel=kernel)
-    return _restore("superres", picture, operator, options, factor=factor)
+    operator = Downsample(int(factor), kernel=kernel)
+    return _restore("superres", picture, operator, options, factor=int(factor))
 
 
 def inpaint(
@@ -184,6 +184,7 @@ def _restore(
         operator=operator,
         shape=shape,
         sigma=sigma,
+        measured=known,
         known=known if keep else None,
     )
     checkpoint = options.get("checkpoint")

@@ -1,11 +1,12 @@
 """The perturbation: a written function of (seed, fit, retry, step, position).
 
-    noise[c, y, x] = TABLE[(offset + (y W + x) C + c) mod T],    offset = offset(seed, fit, retry,
-    step)
+    noise[c, y, x] = TABLE[(o + (y W + x) C + c) mod T],    o = offset(key(seed, fit, retry), step)
 
-TABLE holds T normal draws, the same for every fit; each step reads it from another place. The value
-does not depend on layout, tile or device, costs one contiguous read, and needs only integer
-products below 2^62, so that every backend can compute it. The draws are representable in float16.
+TABLE holds T normal draws, the same for every fit; each step reads it from another place. A field
+of more than T values repeats itself after T of them, and of 3,000 steps a handful share their
+place. The value does not depend on layout, tile or device, costs one contiguous read, and needs
+only integer products below 2^62, so that every backend can compute it. The draws are representable
+in float16.
 """
 
 import functools
@@ -34,9 +35,15 @@ def _mix(state: int, value: int) -> int:
 
 
 def key(seed: int, fit: int = 0, retry: int = 0) -> int:
-    """Return the part of the offset's hash that does not change from step to step."""
+    """Return the part of the offset's hash that does not change from step to step.
+
+    Args:
+        seed: Of the fit, at least 0.
+        fit: Tells fits with one seed apart; 0 where each has its own.
+        retry: How often the fit went back.
+    """
     state = 0
-    for value in (seed, seed >> 31, fit, retry):
+    for value in (seed, seed // _PRIME, fit, retry):
         state = _mix(state, value)
     return state
 

@@ -28,7 +28,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     for name in ("noisy.png", "blurred.png"):
-        flashdip.save(name, flashdip.Picture(picture / np.float32(255)))
+        flashdip.save(name, flashdip.Picture((picture / 255).astype(np.float32)))
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len(blocks) == 2
     for block in blocks:

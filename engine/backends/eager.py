@@ -91,47 +91,45 @@ class EagerStep:
         self.z = torch.stack([initial_input(config, self.size, config.seed + f) for f in self.fits])
         self.z = place(self.z).contiguous(memory_format=torch.channels_last)
         self.table = place(noise.table())
-        with torch.no_grad():
-            ones = place(torch.ones(problem.fits, *problem.shape))
-            self.measured = (self.operator(ones) != 0).to(wide)  # 1 where something was measured
-        self.sigma = problem.sigma
+        measured = torch.ones(()) if problem.measured is None else problem.measured
+        self.measured = place((measured > 0).expand(self.observation.shape))
+        self.sigma, self.clipped = problem.sigma, problem.clipped
 
         weights = [self.network.initialise(config.seed + f) for f in self.fits]
         self.parameters = place(torch.stack(weights))  # [F, P]
         self.gradients = torch.zeros_like(self.parameters)
         self.moments = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
-        # Leaves share memory with the flat parameters, their gradients with the flat gradients.
+        # Leaves share memory with the flat parameters.
         self.leaves = [v.requires_grad_() for v in self.network.views(self.parameters.detach())]
-        for leaf, gradient in zip(self.leaves, self.network.views(self.gradients), strict=True):
-            leaf.grad = gradient
 
         image = place(torch.zeros(problem.fits, *problem.shape))
         self.average = image.clone()
         self.output = image
         self.loss = place(torch.zeros(problem.fits))
         self.moving = {"mean": image.clone(), "variance": place(torch.zeros(problem.fits))}
-        self.sample = torch.linspace(
-            0, image[0].numel() - 1, min(PIXELS, image[0].numel()), device=device
-        ).long()
+        self.sample = spread(image[0].numel()).to(device)
         length = config.window if "es-wmv" in config.stop else 0
         self.window = place(torch.zeros(length, problem.fits, len(self.sample)))
 
     def __call__(self) -> None:
         """Advance by one iteration."""
         self.iteration += 1
-        config, seeds = self.config, [self.config.seed + f for f in self.fits]
+        config = self.config
         offsets = [
-            noise.offset(noise.key(seed, fit, self.retry), self.iteration)
-            for fit, seed in zip(self.fits, seeds, strict=True)
+            noise.offset(noise.key(config.seed + f, retry=self.retry), self.iteration)
+            for f in self.fits
         ]
         x = self.ops.perturb(self.z, self.table, offsets, config.perturbation, self.dtype)
         output = self.network.forward(self.ops, self.leaves, x)
         output = output[..., : self.size[0], : self.size[1]]
         residual = self.operator(output) - self.observation
-        loss = residual.square().flatten(1).mean(1)  # [F]
-        self.gradients.zero_()
-        torch.autograd.backward(loss.sum())
+        loss = residual.square().reshape(len(self.fits), -1).mean(1)  # [F]
+        # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
+        gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
         with torch.no_grad():
+            for target, gradient in zip(self.network.views(self.gradients), gradients, strict=True):
+                if gradient is not None:
+                    target.copy_(gradient)
             self.ops.adam(
                 self.parameters,
                 self.gradients,
@@ -170,14 +168,16 @@ class EagerStep:
             share = self.measured.mean()
             residual = (ideal - self.observation).square().mean() / share
             nothing = torch.full_like(residual, math.nan)
-            noise = nothing
+            expected = nothing
             if self.sigma is not None:
-                noise = (clipped_variance(ideal, self.sigma) * self.measured).mean() / share
+                level = torch.full_like(ideal, self.sigma**2)
+                level = clipped_variance(ideal, self.sigma) if self.clipped else level
+                expected = (level * self.measured).mean() / share
             full = len(self.window) and self.iteration >= len(self.window)
             values = [
                 self.loss.mean(),
                 residual.sqrt(),
-                noise.sqrt(),
+                expected.sqrt(),
                 self.window.var(dim=0, correction=0).mean() if full else nothing,
                 self.moving["variance"].mean() if "es-emv" in self.config.stop else nothing,
                 nothing if self.truth is None else (image - self.truth).square().mean(),
@@ -220,6 +220,12 @@ class EagerStep:
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
+
+
+def spread(count: int) -> Tensor:
+    """Return at most `PIXELS` positions among `count`, evenly spread, [n] int64."""
+    positions = min(PIXELS, count)
+    return torch.arange(positions) * count // positions
 
 
 def _fast_bf16() -> bool:

@@ -73,6 +73,11 @@ class SkipConfig:
             _check(name, self._per_level(name), 0 if name == "skip" else 1)
         for name in ("kernel_down", "kernel_up", "kernel_skip"):
             _check(name, self._per_level(name), 1, odd=True)
+        for name in ("sigmoid", "bias", "conv1x1_up"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"network.{name}: expected true or false, got {getattr(self, name)!r}"
+                )
         for name, allowed in (
             ("upsample", get_args(Up)),
             ("downsample", get_args(Down)),
@@ -95,9 +100,16 @@ class SkipConfig:
         return Level._make(self._per_level(name)[index] for name in Level._fields)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size the network runs at: the next multiple of 2^levels, at least twice it."""
-        step = 1 << self.levels
-        return max(2, -(-height // step)) * step, max(2, -(-width // step)) * step
+        """Return the size the network runs at: the next multiple of 2^levels, at least twice it.
+
+        More where large kernels need it: a map can be reflected by less than its side only.
+        """
+        step, least = 1 << self.levels, 2
+        for index in range(self.levels):
+            level = self.level(index)
+            margin = max(level.kernel_down, level.kernel_up, level.kernel_skip) // 2
+            least = max(least, margin // (step >> index + 1) + 1)
+        return max(least, -(-height // step)) * step, max(least, -(-width // step)) * step
 
     def _per_level(self, name: str) -> tuple[object, ...]:
         value = getattr(self, name)

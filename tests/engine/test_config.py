@@ -18,6 +18,7 @@ def test_override_parses_text() -> None:
             "stop": "fixed",
             "iterations": "12",
             "network.down": "8",
+            "network.up": "none",
             "network.skip": "0",
             "network.conv1x1_up": "false",
             "network.upsample": "nearest",
@@ -35,10 +36,13 @@ def test_override_parses_text() -> None:
         ({"rate": "1"}, "rate: no such field; expected one of input, input_scale, iterations"),
         ({"network.width": "1"}, "network.width: no such field"),
         ({"network": "1"}, "network: no such field"),
+        ({"network.outputs": "1"}, "network.outputs: it follows the image's channels"),
+        ({"network.bias": "0"}, "network.bias: expected true or false, got 0"),
+        ({"seed": "9" * 20}, r"seed: expected a whole number below 2\^62"),
         ({"iterations": "1.5"}, "iterations: expected a whole number of at least 1, got 1.5"),
         ({"iterations": "0"}, "iterations: expected a whole number of at least 1, got 0"),
         ({"average": "1"}, r"average: expected a number in \[0, 1\), got 1"),
-        ({"learning_rate": "nan"}, r"learning_rate: expected a number in \[0, inf\), got nan"),
+        ({"learning_rate": "nan"}, r"learning_rate: expected a number in \[0, 1000\), got nan"),
         ({"betas": "0.9"}, "betas: expected two numbers"),
         ({"stop": "never"}, "stop: expected one of fixed, es-wmv, es-emv, discrepancy, budget"),
         ({"stop": "budget"}, "stop: the rule budget needs a number of seconds"),
@@ -99,6 +103,13 @@ def test_published_presets(
     assert shapes == known.shapes
     modes = (known.options["upsample_mode"], known.options.get("downsample_mode", "stride"))
     assert (config.network.upsample, config.network.downsample) == modes
+    assert (config.network.pad, config.network.act, config.network.sigmoid) == (
+        "reflection",
+        "LeakyReLU",
+        True,
+    )
+    kind = "meshgrid" if name == "published-inpaint-hole" else "noise"
+    assert (config.input, config.input_scale) == (kind, 0.1)
     found = (config.iterations, config.learning_rate, config.perturbation, config.betas)
     assert found == (iterations, rate, perturbation, (0.9, 0.999))
 

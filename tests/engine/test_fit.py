@@ -11,18 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashdip.engine import fit as fit_module
+from flashdip.engine import run as run_module
 from flashdip.engine.backends import BACKENDS, resolve_device, select
+from flashdip.engine.backends.eager import EagerStep, spread
 from flashdip.engine.config import FitConfig
-from flashdip.engine.errors import ConfigError, InputError, ShapeError, UnavailableError
-from flashdip.engine.events import Event, Finished, Progress, Retried, Started
+from flashdip.engine.errors import (
+    ConfigError,
+    DivergedError,
+    InputError,
+    ShapeError,
+    UnavailableError,
+)
+from flashdip.engine.events import Event, Finished, Noted, Progress, Retried, Started
 from flashdip.engine.fit import fit
 from flashdip.engine.metrics import psnr, psnr_luma
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.engine.operators import Downsample, Mask
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
-from flashdip.kernels import reference
+from flashdip.kernels import native, reference
 
 TINY = FitConfig(
     network=SkipConfig(inputs=4, down=(8, 8), skip=2, upsample="nearest"),
@@ -117,15 +124,25 @@ def test_image_is_the_average_of_outputs() -> None:
     torch.testing.assert_close(averaged.image, expected)
 
 
-def test_weights_redraw_the_image() -> None:
-    """The saved network, its input and the perturbation give the last output again."""
-    config = replace(TINY, average=None, iterations=1, perturbation=0.0, learning_rate=0.0)
-    result = fit(noisy(), config, device="cpu")
+def test_weights_draw_the_next_output() -> None:
+    """The saved network is the one that the selected iteration left; the next one would use it."""
+    config = replace(TINY, average=None, iterations=4, read_every=1, perturbation=0.0)
+    weights = fit(noisy(), config, device="cpu").weights
+    following = fit(noisy(), replace(config, iterations=5), device="cpu").image
     network = Skip(config.network)
-    parameters = [result.weights[p.name][None] for p in network.parameters]
+    parameters = [weights[p.name][None] for p in network.parameters]
     assert [p.shape[1:] for p in parameters] == [torch.Size(p.shape) for p in network.parameters]
-    image = network.forward(reference, parameters, result.weights["z"][None])
-    torch.testing.assert_close(image[0, :, :21, :18], result.image, rtol=0, atol=1e-5)
+    image = network.forward(reference, parameters, weights["z"][None])
+    torch.testing.assert_close(image[0, :, :21, :18], following, rtol=0, atol=1e-5)
+
+
+def test_weights_are_those_of_the_selected_iteration() -> None:
+    """A search that selects an early iteration keeps its network, not the last one."""
+    result = fit(noisy(), replace(SEARCHING, iterations=200), device="cpu")
+    assert result.best_iteration < result.iterations
+    same = fit(noisy(), replace(TINY, iterations=result.best_iteration), device="cpu")
+    for name, weight in same.weights.items():
+        torch.testing.assert_close(result.weights[name], weight, rtol=0, atol=0)
 
 
 def test_odd_sizes_are_cropped_not_invented() -> None:
@@ -141,7 +158,7 @@ def test_operators_and_pasted_pixels() -> None:
     """Inpainting keeps the known pixels; super-resolution fits the small image."""
     clean = truth(3, 20, 24)
     known = (torch.rand(1, 1, 20, 24, generator=torch.Generator().manual_seed(2)) > 0.5).float()
-    problem = Problem(known * clean, (3, 20, 24), Mask(known), known=known)
+    problem = Problem(known * clean, (3, 20, 24), Mask(known), measured=known, known=known)
     result = fit(problem, TINY, device="cpu")
     mask = known[0].bool().expand_as(result.image)
     assert torch.equal(result.image[mask], clean[mask])
@@ -199,7 +216,7 @@ def test_checkpoints_are_written_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fit that is killed leaves its last checkpoint."""
-    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
     path = tmp_path / "fit.ckpt"
 
     def killed(event: Event) -> None:
@@ -212,6 +229,153 @@ def test_checkpoints_are_written_on_the_way(
         fit(noisy(), TINY, device="cpu", checkpoint=path).image,
         fit(noisy(), TINY, device="cpu").image,
     )
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: dict[int, int]) -> None:
+    """Spoil the weights after some iterations, as long as the fit has gone back less often."""
+    advance = EagerStep.__call__
+
+    def call(step: EagerStep) -> None:
+        advance(step)
+        if step.retry < at.get(step.iteration, 0):
+            step.parameters.fill_(float("nan"))
+
+    monkeypatch.setattr(EagerStep, "__call__", call)
+
+
+@pytest.mark.parametrize("config", [TINY, SEARCHING], ids=["fixed", "es-wmv"])
+@pytest.mark.parametrize("at", [11, 14, 16, 23])
+def test_resumes_across_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: FitConfig, at: int
+) -> None:
+    """Interrupted before, between and after going back twice: the same bits."""
+    poison(monkeypatch, {13: 2})
+    config = replace(config, stop=(*config.stop, "es-emv"))
+    whole = fit(noisy(), config, device="cpu")
+    assert whole.record["retries"] == 2
+    path = tmp_path / "fit.ckpt"
+    part = fit(noisy(), config, device="cpu", checkpoint=path, interrupted=StopAt(at))
+    assert torch.isfinite(part.image).all()
+    rest = fit(noisy(), config, device="cpu", checkpoint=path)
+    assert torch.equal(rest.image, whole.image)
+    assert rest.record["history"] == whole.record["history"]
+
+
+def test_interrupted_in_a_bad_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is that of the last good reading."""
+    poison(monkeypatch, {12: 1})
+    result = fit(noisy(), TINY, device="cpu", interrupted=StopAt(13))
+    assert (result.stop_reason, result.best_iteration) == ("interrupted", 10)
+    assert torch.equal(result.image, fit(noisy(), replace(TINY, iterations=10), device="cpu").image)
+    result.save(tmp_path / "run")
+
+
+def test_a_fit_without_any_image_is_an_error() -> None:
+    """No black picture."""
+    problem = replace(noisy(), operator=exploding(0, float("inf")))
+    with pytest.raises(DivergedError, match="5 retries included; lower the learning rate"):
+        fit(problem, TINY, device="cpu")
+
+
+def test_a_lost_checkpoint_does_not_lose_the_fit(tmp_path: Path) -> None:
+    """Its folder goes away: a note, and the image all the same."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    def vanish(event: Event) -> None:
+        if isinstance(event, Progress) and folder.exists():
+            folder.rmdir()
+
+    events: list[Event] = []
+
+    def both(event: Event) -> None:
+        events.append(event)
+        vanish(event)
+
+    result = fit(noisy(), TINY, device="cpu", checkpoint=folder / "fit.ckpt", callback=both)
+    assert torch.equal(result.image, fit(noisy(), TINY, device="cpu").image)
+    assert "no checkpoint was written" in result.record["notes"][0]
+    assert [e.message for e in events if isinstance(e, Noted)] == result.record["notes"]
+
+
+def step_of(problem: Problem, config: FitConfig) -> EagerStep:
+    """A prepared step of the native backend."""
+    return EagerStep(native, problem, config, torch.device("cpu"), torch.float32, None)
+
+
+def test_a_retry_draws_other_noise_and_a_smaller_rate_moves_less() -> None:
+    """What the guard sets, a step heeds: each by itself."""
+    plain, other, slow = (step_of(noisy(), TINY) for _ in range(3))
+    other.retry, slow.rate_scale = 1, 0.5
+    start = plain.parameters.clone()
+    for step in (plain, other, slow):
+        step()
+    assert not torch.equal(plain.output, other.output)
+    assert torch.equal(plain.output, slow.output)
+    moved = (plain.parameters - start).abs().max()
+    half = (slow.parameters - start).abs().max()
+    torch.testing.assert_close(half, moved / 2, rtol=1e-3, atol=0)
+
+
+def test_two_fits_side_by_side_are_two_single_fits() -> None:
+    """Other pictures, other seeds: outputs, losses and parameters of three iterations."""
+    first, second = noisy().observation, noisy(0.3).observation
+    together = Problem(torch.cat([first, second]), (3, 21, 18))
+    config = replace(TINY, stop=("es-wmv", "es-emv"), window=2)
+    both = step_of(together, config)
+    singles = [
+        step_of(Problem(observation, (3, 21, 18)), replace(config, seed=seed))
+        for seed, observation in enumerate((first, second))
+    ]
+    for step in (both, *singles):
+        for _ in range(3):
+            step()
+    for name in ("parameters", "output", "average", "loss"):
+        single = torch.cat([getattr(step, name) for step in singles])
+        torch.testing.assert_close(getattr(both, name), single, rtol=1e-4, atol=1e-5)
+    mean = sum(step.read().windowed_variance for step in singles) / 2
+    assert both.read().windowed_variance == pytest.approx(mean, rel=1e-4)
+
+
+def test_residuals_count_measured_entries_and_clipping() -> None:
+    """Half of the entries measured: the mean is over those; white pixels lose half their noise."""
+    known = torch.zeros(1, 1, 20, 24)
+    known[..., ::2] = 1
+    clean = torch.full((1, 3, 20, 24), 0.5)
+    problem = Problem(known * (clean + 0.1), (3, 20, 24), Mask(known), 0.1, measured=known)
+    step = step_of(problem, replace(TINY, average=None))
+    step.iteration, step.output = 1, clean
+    assert step.read().residual == pytest.approx(0.1, rel=1e-5)
+    assert step.read().noise == pytest.approx(0.1, rel=1e-5)
+    white = Problem(torch.ones(1, 3, 20, 24), (3, 20, 24), sigma=0.1)
+    step = step_of(white, replace(TINY, average=None))
+    step.iteration, step.output = 1, torch.ones(1, 3, 20, 24)
+    assert step.read().noise == pytest.approx(0.1 / 2**0.5, rel=1e-5)
+    shifted = Problem(torch.full((1, 3, 20, 24), 5.0), (3, 20, 24), lambda x: x + 5, 0.1)
+    step = step_of(shifted, replace(TINY, average=None))
+    assert step.read().noise == pytest.approx(0.1, rel=1e-5)
+
+
+def test_operators_that_lose_constants_are_fitted() -> None:
+    """A difference operator measures nothing of a flat image, and is no divergence."""
+
+    def difference(image: Tensor) -> Tensor:
+        return image[..., 1:] - image[..., :-1]
+
+    problem = Problem(difference(truth()[None]), (3, 21, 18), difference)
+    result = fit(problem, replace(TINY, iterations=60, betas=(0.8, 0.9)), device="cpu")
+    losses = result.record["history"]["loss"]
+    assert result.stop_reason == "fixed"
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("count", [3, 65_536, 65_537, 3 * 2400 * 2400, 2**25])
+def test_sampled_pixels_are_inside_and_distinct(count: int) -> None:
+    """Where float32 cannot count any more, too."""
+    positions = spread(count)
+    assert len(positions) == min(65_536, count)
+    assert (int(positions[0]), len(positions.unique())) == (0, len(positions))
+    assert count - 1 - count / len(positions) <= int(positions[-1]) < count
 
 
 def exploding(after: int, times: float) -> Callable[[Tensor], Tensor]:
@@ -241,7 +405,7 @@ def test_divergence_ends_with_the_last_good_image() -> None:
     """Bad for good: five retries, then the last good image under its name."""
     problem = replace(noisy(), operator=exploding(12, float("inf")))
     result = fit(problem, TINY, device="cpu")
-    assert (result.stop_reason, result.record["retries"]) == ("diverged", 6)
+    assert (result.stop_reason, result.record["retries"]) == ("diverged", 5)
     expected = fit(noisy(), replace(TINY, iterations=10), device="cpu")
     assert torch.equal(result.image, expected.image)
 
@@ -268,6 +432,8 @@ def test_discrepancy_and_budget_end_a_fit() -> None:
     assert float(residual) <= 0.1
     budget = fit(noisy(), replace(TINY, stop=("budget",), budget=0.0), device="cpu")
     assert (budget.stop_reason, budget.iterations) == ("budget", 5)
+    implied = fit(noisy(), replace(TINY, budget=0.0), device="cpu")
+    assert (implied.stop_reason, implied.iterations) == ("budget", 5)
 
 
 def test_result_round_trips(tmp_path: Path) -> None:
@@ -299,6 +465,15 @@ def test_bad_problems_are_refused() -> None:
         Problem(torch.zeros(1, 1, 16, 16), (1, 16, 16), Downsample(2))
     with pytest.raises(ConfigError, match="sigma: expected a finite number of at least 0, got -1"):
         Problem(torch.zeros(1, 1, 16, 16), (1, 16, 16), sigma=-1)
+    seen = torch.zeros(1, 1, 16, 16)
+    with pytest.raises(ShapeError, match=r"known: expected a shape that broadcasts to \(1, 1, 16"):
+        Problem(seen, (1, 16, 16), known=torch.ones(7, 7))
+    with pytest.raises(ShapeError, match="measured: expected a shape that broadcasts"):
+        Problem(seen, (1, 16, 16), measured=torch.ones(2, 1, 16, 16))
+    with pytest.raises(ShapeError, match="to paste known pixels from"):
+        Problem(seen, (1, 32, 32), Downsample(2), known=torch.ones(1, 1, 32, 32))
+    with pytest.raises(InputError, match="pasted: expected finite numbers"):
+        Problem(seen, (1, 16, 16), pasted=seen / 0)
     with pytest.raises(ShapeError, match="truth: expected the restored image's shape"):
         fit(noisy(), TINY, device="cpu", truth=torch.zeros(3, 4, 4))
     with pytest.raises(ShapeError, match="expected a single fit"):
@@ -330,5 +505,6 @@ def test_psnr_of_luma() -> None:
         round(0.4 * 219 + 16 + 10 * 219 / 255) / 255 - round(0.4 * 219 + 16) / 255
     )
     assert psnr_luma(image, other) == pytest.approx(expected, abs=1e-6)
+    assert psnr(image, image) == 200
     with pytest.raises(ShapeError, match="truth: expected the restored image's shape"):
         psnr(image, image[:1])

@@ -1,6 +1,7 @@
 """The skip network: the published numbers, the published parameters, the options' errors."""
 
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from flashdip.engine.errors import ConfigError
 from flashdip.engine.networks.skip import Skip, SkipConfig
+from flashdip.engine.presets import PRESETS
 from flashdip.kernels import native, reference
 from tests import golden
 
@@ -99,6 +101,25 @@ def test_network_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert SkipConfig().network_size(*size) == expected
 
 
+@pytest.mark.parametrize("key", PRESETS, ids="/".join)
+def test_every_preset_draws_the_smallest_pictures(key: tuple[str, str]) -> None:
+    """Large kernels need a larger map than its own side to reflect it."""
+    config = replace(PRESETS[key].config.network, outputs=1)
+    network, size = Skip(config), config.network_size(16, 16)
+    parameters = network.views(network.initialise(0)[None])
+    with torch.no_grad():
+        image = network.forward(reference, parameters, torch.rand(1, config.inputs, *size))
+    assert image.shape == (1, 1, *size)
+    assert 0 < float(image.min()) < float(image.max()) < 1
+
+
+def test_network_size_of_large_kernels() -> None:
+    """A margin of two needs three pixels at the deepest level, of four five."""
+    assert SkipConfig(down=(4,) * 6, kernel_down=5).network_size(16, 16) == (192, 192)
+    assert SkipConfig(down=(4, 4), kernel_up=9).network_size(8, 8) == (20, 20)
+    assert SkipConfig(down=(4, 4), kernel_down=(9, 3)).network_size(8, 8) == (12, 12)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -107,6 +128,7 @@ def test_network_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
         ({"skip": (4, 4)}, "network.skip: expected 5 entries, one per level"),
         ({"kernel_up": 4}, "network.kernel_up: expected odd whole numbers of at least 1, got 4"),
         ({"upsample": "cubic"}, "network.upsample: expected one of nearest, bilinear, got 'cubic'"),
+        ({"sigmoid": "no"}, "network.sigmoid: expected true or false, got 'no'"),
         ({"act": "ReLU"}, "network.act: expected one of LeakyReLU"),
     ],
 )

@@ -55,6 +55,15 @@ def test_discrepancy_budget_and_fixed() -> None:
         Stopping(FitConfig(stop=("discrepancy",)), None)
 
 
+def test_the_rule_that_ends_the_fit_selects() -> None:
+    """A search selected an earlier iteration; discrepancy ends the fit at its own."""
+    config = FitConfig(stop=("es-wmv", "discrepancy"), window=1)
+    stopping = Stopping(config, 0.1)
+    assert stopping(reading(10, 1.0)) == Verdict(select=True, stop=None)
+    assert stopping(reading(20, 2.0)) == Verdict(select=False, stop=None)
+    assert stopping(reading(30, 3.0, 0.1)) == Verdict(select=True, stop="discrepancy")
+
+
 def test_combined_rules_select_by_the_first_search() -> None:
     """A budget beside es-emv ends the fit and leaves the selection alone."""
     config = FitConfig(stop=("es-emv", "budget"), budget=40.0, window=1)
@@ -101,7 +110,7 @@ def test_guard_goes_back_with_other_noise_and_half_the_rate() -> None:
 
 
 def test_guard_gives_up() -> None:
-    """NaN again and again: one time more than allowed, then the fit is over."""
+    """NaN again and again: as many retries as allowed, then the fit is over."""
     step = FakeStep()
     guard = Guard(step, retries=2)  # type: ignore[arg-type]
     exhausted = []
@@ -110,4 +119,4 @@ def test_guard_gives_up() -> None:
         assert not guard.accept(statistics(math.nan))
         exhausted.append(guard.exhausted)
     assert exhausted == [False, False, True]
-    assert (step.iteration, guard.total) == (0, 3)
+    assert (step.iteration, guard.total) == (0, 2)

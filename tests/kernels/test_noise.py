@@ -1,4 +1,4 @@
-"""The perturbation: a function of (seed, fit, retry, step), normal, and never the same twice."""
+"""The perturbation: normal draws, read from another place for each seed, fit, retry and step."""
 
 import torch
 
@@ -35,3 +35,9 @@ def test_offsets_spread_evenly_and_depend_on_everything() -> None:
     assert chi_square < 37.7  # 15 degrees of freedom: one in a thousand is larger
     keys = {noise.key(s, f, r) for s in (0, 1, 2**31, 2**40) for f in range(3) for r in range(3)}
     assert len(keys) == 36
+
+
+def test_large_seeds_are_told_apart() -> None:
+    """The hash works modulo 2^31 - 1; seeds that are equal there are not."""
+    prime = 2**31 - 1
+    assert len({noise.key(seed) for seed in (0, prime, 2 * prime, prime**2 - prime)}) == 4
