@@ -5,7 +5,7 @@ import dataclasses
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def fit(
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Fit a network to one problem and return the image it draws.
 
@@ -51,6 +52,7 @@ def fit(
         checkpoint: A file to save to every minute and at the end, and to go on from if it exists.
         interrupted: Asked after each iteration; when it returns True the fit ends with its best
             image so far.
+        notes: Lines that a person should see with the start of the fit and in the record.
 
     Raises:
         InputError: Problem, config or checkpoint do not go together.
@@ -63,7 +65,8 @@ def fit(
     network = dataclasses.replace(config.network, outputs=problem.shape[0])
     config = dataclasses.replace(config, network=network)
     place = resolve_device(device)
-    chosen, precision, notes = select(backend, place, config.precision)
+    chosen, precision, passed_over = select(backend, place, config.precision)
+    notes = [*notes, *passed_over]
     step = chosen.prepare(problem, config, place, precision, None if truth is None else truth[None])
     file = None
     if checkpoint is not None:
@@ -116,7 +119,7 @@ def fit(
         "retries": run.guard.total,
         "sigma": problem.sigma,
         "shape": list(problem.shape),
-        "notes": notes + run.notes,
+        "notes": [*notes, *run.notes],
         "versions": _versions(),
         "config": config.record(),
         "history": run.history,

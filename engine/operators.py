@@ -51,10 +51,11 @@ class Mask:
         self.mask = mask if mask.is_floating_point() else mask.float()
 
     def __call__(self, image: Tensor, /) -> Tensor:
-        return self.mask.to(image) * image
+        self.mask = self.mask.to(image)  # it moves to where the images are, once
+        return self.mask * image
 
     def adjoint(self, measurement: Tensor, /) -> Tensor:
-        return self.mask.to(measurement) * measurement
+        return self(measurement)
 
 
 class Downsample:

@@ -179,6 +179,9 @@ def _restore(
     if accept := options.get("accept"):
         accept(picture.with_pixels(np.zeros((*shape[1:], channels), np.float32)))
     sigma = sigma_of(task, config, options, picture, whole=known is None)
+    notes = []
+    if sigma is not None and options.get("sigma") is None:
+        notes.append(f"noise level estimated as {sigma * 255:.1f} of 255 (--sigma sets it)")
     problem = Problem(
         observation=picture.tensor(),
         operator=operator,
@@ -197,6 +200,7 @@ def _restore(
         callback=options.get("callback"),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         interrupted=options.get("interrupted", lambda: False),
+        notes=notes,
     )
     return result.dressed(picture)
 

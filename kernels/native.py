@@ -6,6 +6,7 @@ Against `reference` exact algebra saves work: a bias that a norm follows is drop
 convolution of an enlarged map is done on the small map.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,20 +166,20 @@ def _enlarged_conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
     where the doubled one has to be reflected about its outermost pixel: `_corrections`.
     """
     small = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
-    rows = _PHASES.to(weight)
+    rows = _constant(_PHASES, weight.device, weight.dtype)
     folded = torch.einsum("aik,bjl,fockl->fabocij", rows, rows, weight)
     phases = _per_fit(small, folded.flatten(1, 3).to(x.dtype))  # [F, 4 O, H + 1, W + 1]
     if not smooth:
         return _interleave(phases)
     y = _interleave(phases, *_corrections(x, weight.to(x.dtype)))
     channels = y.shape[1]
-    kernel = torch.outer(_BLUR, _BLUR).to(y).expand(channels, 1, 3, 3)
+    kernel = _constant(_BLUR, y.device, y.dtype).expand(channels, 1, 3, 3)
     return F.conv2d(y, kernel, groups=channels)
 
 
 # Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].
 _PHASES = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
-_BLUR = torch.tensor([0.25, 0.5, 0.25])
+_BLUR = torch.outer(*[torch.tensor([0.25, 0.5, 0.25])] * 2)
 
 
 def _corrections(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -265,14 +266,21 @@ def _norm_smoothed(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     centred = x.to(gamma.dtype)
     centred = centred - centred.mean((2, 3), keepdim=True)
     channels = x.shape[1]
-    kernel = torch.outer(_SHARE, _SHARE).to(centred).expand(channels, 1, 3, 3)
+    kernel = _constant(_SHARE, centred.device, centred.dtype).expand(channels, 1, 3, 3)
     near = F.conv2d(F.pad(centred, (1,) * 4, mode="replicate"), kernel, groups=channels)
     variance = (centred * near).mean((2, 3))
     scale = gamma * torch.rsqrt(variance + EPS)
     return (centred * scale[:, :, None, None] + beta[:, :, None, None]).to(x.dtype)
 
 
-_SHARE = torch.tensor([3.0, 10.0, 3.0]) / 16  # A'A over the enlarged map's twice as many pixels
+# A'A over the enlarged map's twice as many pixels, along both axes.
+_SHARE = torch.outer(*[torch.tensor([3.0, 10.0, 3.0]) / 16] * 2)
+
+
+@functools.cache
+def _constant(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return constants where they are needed, copied there once."""
+    return values.to(device, dtype)
 
 
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

@@ -47,9 +47,14 @@ def _lanczos(x: float, support: int) -> float:
     return support * math.sin(math.pi * x) * math.sin(math.pi * x / support) / (math.pi * x) ** 2
 
 
+@functools.cache
+def _weights(kernel: Kernel, factor: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(taps(kernel, factor), dtype=torch.float64).to(device, dtype)
+
+
 def downsample(x: Tensor, kernel: Kernel, factor: int) -> Tensor:
     """Filter and keep every `factor`-th pixel: [..., H, W] to [..., H // factor, W // factor]."""
-    weights = torch.tensor(taps(kernel, factor), dtype=torch.float64).to(x)
+    weights = _weights(kernel, factor, x.device, x.dtype)
     count = weights.numel()
     pad = (count - 1) // 2 if kernel in _GAUSS else (count - factor) // 2
     planes = x.reshape(-1, 1, *x.shape[-2:])
