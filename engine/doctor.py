@@ -239,7 +239,8 @@ def _backends() -> list[dict[str, Any]]:
         check = partial(backend.unavailable, device, "auto")
         reasons = _or(check, ["its own check failed"])
         row = {"name": backend.name, "device": str(device), "available": not reasons}
-        rows.append(row | {"reasons": list(reasons)})
+        precision = _or(partial(backend.precision, device), None)  # that "auto" stands for
+        rows.append(row | {"precision": precision, "reasons": list(reasons)})
     return rows
 
 
@@ -285,6 +286,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("", f"not installed: {', '.join(missing)}"))
     for index, backend in enumerate(found["backends"]):
         verdict = "can run" if backend["available"] else f"cannot: {'; '.join(backend['reasons'])}"
-        where = f" on {backend['device']}" if backend["available"] else ""
+        where = f" on {backend['device']}, in {backend.get('precision')} unless told otherwise"
+        where = where if backend["available"] else ""
         lines.append(("" if index else "backends", f"{backend['name']}: {verdict}{where}"))
     return lines

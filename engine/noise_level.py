@@ -44,10 +44,16 @@ def clipped_variance(x: Tensor, sigma: float) -> Tensor:
         return torch.zeros_like(x)
     x = x.clamp(0, 1)
     a, b = -x / sigma, (1 - x) / sigma
-    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    below, above = _distribution(a), _distribution(-b)
     inside = 1 - below - above - b * _density(b) + a * _density(a)
     variance: Tensor = sigma**2 * inside + x**2 * below + (1 - x) ** 2 * above
     return variance
+
+
+def _distribution(t: Tensor) -> Tensor:
+    # Not torch.special.ndtr, which some devices lack.
+    distribution: Tensor = (1 + torch.erf(t / math.sqrt(2))) / 2
+    return distribution
 
 
 def _density(t: Tensor) -> Tensor:

@@ -58,9 +58,9 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
     base = {"denoise": _FAST, "dejpeg": _BRISK}.get(task, _FAST_CLEAN)
     counts = (500, 900, 2000) if noisy else (800, 2000, 5000)
     summaries = (
-        "narrow at full size, nearest upsampling: a first look",
-        "half the published width at full size, nearest upsampling",
-        "the published width, nearest upsampling: the best image, slowest",
+        "an eighth of the paper's width at full size",
+        "a quarter of the paper's width at full size",
+        "the paper's width, with nearest upsampling",
     )
     rows = zip(
         ("quick", "balanced", "best"), (_NARROW, _MEDIUM, _WIDE), counts, summaries, strict=True
