@@ -37,7 +37,8 @@ class FitConfig:
             "es-emv" (at the least variance of outputs), "discrepancy" (the residual reaches sigma),
             "budget".
         budget: Seconds that the iterations may take, whatever `stop` says; None: no limit.
-        window: Outputs in the windowed variance, in iterations.
+        window: Outputs in the windowed variance, in iterations. 200 have the same mean age as an
+            average of decay 0.99 gives them, so that the variance judges what is returned.
         patience: Iterations without a new least variance, after which es-wmv and es-emv stop.
         discrepancy: Share of sigma, as far as clipping leaves it, that the residual of the averaged
             output has to reach for the rule of that name.
@@ -60,7 +61,7 @@ class FitConfig:
     average: float | None = 0.99
     stop: tuple[StopRule, ...] = ("fixed",)
     budget: float | None = None
-    window: int = 100
+    window: int = 200
     patience: int = 500
     discrepancy: float = 1.0
     read_every: int = 10

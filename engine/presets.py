@@ -43,7 +43,7 @@ _CLEAN = FitConfig(perturbation=0.03)
 # A short memory of the second moment halves the iterations, and the image is lost as fast as it
 # was gained. The variance finds its best moment on smooth pictures and comes late on textured
 # ones, where the residual falls below the noise first.
-_BRISK = FitConfig(betas=(0.8, 0.9), stop=("es-wmv",), window=50, patience=200)
+_BRISK = FitConfig(betas=(0.8, 0.9), stop=("es-wmv",), patience=200)
 _FAST = replace(_BRISK, stop=("es-wmv", "discrepancy"), discrepancy=0.98)
 _FAST_CLEAN = FitConfig(betas=(0.9, 0.99), perturbation=0.03, schedule="cosine")
 
