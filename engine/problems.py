@@ -68,6 +68,8 @@ class Problem:
                 f"image of {width}x{height}, got {tuple(self.observation.shape)}"
             )
         self._check_fits("measured", self.measured, self.observation.shape)
+        if self.measured is not None and not (self.measured > 0).any():
+            raise InputError("measured: expected at least one entry that was measured, got none")
         self._check_fits("known", self.known, image.shape)
         if self.known is not None:
             source = self.observation if self.pasted is None else self.pasted

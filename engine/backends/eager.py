@@ -150,8 +150,8 @@ class EagerStep:
             self.window[(self.iteration - 1) % len(self.window)] = output.flatten(1)[:, self.sample]
         if "es-emv" in self.config.stop:
             mean, variance = self.moving["mean"], self.moving["variance"]
-            spread = (output - mean).square().flatten(1).mean(1)
-            variance.add_(MOVING_RATE * spread).mul_(1 - MOVING_RATE)
+            distance = (output - mean).square().flatten(1).mean(1)
+            variance.add_(MOVING_RATE * distance).mul_(1 - MOVING_RATE)
             mean.lerp_(output, MOVING_RATE)
 
     def image(self) -> Tensor:

@@ -470,6 +470,8 @@ def test_bad_problems_are_refused() -> None:
         Problem(seen, (1, 16, 16), known=torch.ones(7, 7))
     with pytest.raises(ShapeError, match="measured: expected a shape that broadcasts"):
         Problem(seen, (1, 16, 16), measured=torch.ones(2, 1, 16, 16))
+    with pytest.raises(InputError, match="measured: expected at least one entry"):
+        Problem(seen, (1, 16, 16), measured=seen)
     with pytest.raises(ShapeError, match="to paste known pixels from"):
         Problem(seen, (1, 32, 32), Downsample(2), known=torch.ones(1, 1, 32, 32))
     with pytest.raises(InputError, match="pasted: expected finite numbers"):
