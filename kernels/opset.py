@@ -25,25 +25,8 @@ SLOPE = 0.2  # of the published LeakyReLU
 A = TypeVar("A")
 
 
-class OpSet(Protocol[A]):
-    """The operations of a network; `A` is what an op set passes between them."""
-
-    def perturb(
-        self, z: Tensor, table: Tensor, offsets: Sequence[int], std: float, dtype: torch.dtype
-    ) -> A:
-        """Add the step's noise to the network's input.
-
-        out[f, c, y, x] = z[f, c, y, x] + std * table[(offsets[f] + (y * W + x) * C + c) mod
-        len(table)]
-
-        Args:
-            z: Network input, [F, C, H, W].
-            table: Draws from a normal distribution, [T]; see `flashdip.kernels.noise`.
-            offsets: Where each fit starts to read, F integers in [0, T).
-            std: Standard deviation of the noise; 0 adds none.
-            dtype: What activations are stored in from here on.
-        """
-        ...
+class Layers(Protocol[A]):
+    """The operations that a network consists of; `A` is what an op set passes between them."""
 
     def conv_norm_act(
         self,
@@ -103,6 +86,27 @@ class OpSet(Protocol[A]):
         sigmoid: bool = True,
     ) -> Tensor:
         """Draw the image, [F, C, H, W], in float32 at least, in [0, 1] if `sigmoid`."""
+        ...
+
+
+class OpSet(Layers[A], Protocol[A]):
+    """All operations of a fitting step: around the layers, its input and its update."""
+
+    def perturb(
+        self, z: Tensor, table: Tensor, offsets: Sequence[int], std: float, dtype: torch.dtype
+    ) -> A:
+        """Add the step's noise to the network's input.
+
+        out[f, c, y, x] = z[f, c, y, x] + std * table[(offsets[f] + (y * W + x) * C + c) mod
+        len(table)]
+
+        Args:
+            z: Network input, [F, C, H, W].
+            table: Draws from a normal distribution, [T]; see `flashdip.kernels.noise`.
+            offsets: Where each fit starts to read, F integers in [0, T).
+            std: Standard deviation of the noise; 0 adds none.
+            dtype: What activations are stored in from here on.
+        """
         ...
 
     def adam(

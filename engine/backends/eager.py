@@ -1,21 +1,17 @@
 """Backends that run an op set of plain torch calls, eagerly: `reference` and `native`."""
 
 import importlib
-import math
 
 import torch
 from torch import Tensor
 
 from flashdip.engine.backends.base import DTYPES, Statistics
+from flashdip.engine.backends.observe import Observer
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
-from flashdip.engine.noise_level import clipped_variance
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
 from flashdip.kernels.opset import OpSet
-
-PIXELS = 65_536  # of an output enter its windowed variance, so that the window stays small
-MOVING_RATE = 0.1  # of the exponential moving variance (Wang et al. 2023)
 
 
 class EagerBackend:
@@ -75,7 +71,6 @@ class EagerStep:
         truth: Tensor | None,
     ) -> None:
         self.ops, self.config, self.dtype = ops, config, dtype
-        self.operator = problem.operator
         self.network = Skip(config.network)
         self.size = problem.shape[1:]
         self.fits = range(problem.fits)
@@ -86,14 +81,10 @@ class EagerStep:
         def place(tensor: Tensor) -> Tensor:
             return tensor.to(device, wide)
 
-        self.observation = place(problem.observation)
-        self.truth = None if truth is None else place(truth)
+        self.watch = Observer(problem, config, device, wide, truth)
         self.z = torch.stack([initial_input(config, self.size, config.seed + f) for f in self.fits])
         self.z = place(self.z).contiguous(memory_format=torch.channels_last)
         self.table = place(noise.table())
-        measured = torch.ones(()) if problem.measured is None else problem.measured
-        self.measured = place((measured > 0).expand(self.observation.shape))
-        self.sigma, self.clipped = problem.sigma, problem.clipped
 
         weights = [self.network.initialise(config.seed + f) for f in self.fits]
         self.parameters = place(torch.stack(weights))  # [F, P]
@@ -101,15 +92,6 @@ class EagerStep:
         self.moments = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
         # Leaves share memory with the flat parameters.
         self.leaves = [v.requires_grad_() for v in self.network.views(self.parameters.detach())]
-
-        image = place(torch.zeros(problem.fits, *problem.shape))
-        self.average = image.clone()
-        self.output = image
-        self.loss = place(torch.zeros(problem.fits))
-        self.moving = {"mean": image.clone(), "variance": place(torch.zeros(problem.fits))}
-        self.sample = spread(image[0].numel()).to(device)
-        length = config.window if "es-wmv" in config.stop else 0
-        self.window = place(torch.zeros(length, problem.fits, len(self.sample)))
 
     def __call__(self) -> None:
         """Advance by one iteration."""
@@ -122,7 +104,7 @@ class EagerStep:
         x = self.ops.perturb(self.z, self.table, offsets, config.perturbation, self.dtype)
         output = self.network.forward(self.ops, self.leaves, x)
         output = output[..., : self.size[0], : self.size[1]]
-        residual = self.operator(output) - self.observation
+        residual = self.watch.operator(output) - self.watch.observation
         loss = residual.square().reshape(len(self.fits), -1).mean(1)  # [F]
         # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
         gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
@@ -139,69 +121,31 @@ class EagerStep:
                 betas=config.betas,
                 eps=config.eps,
             )
-            self._observe(output.detach(), loss.detach())
-
-    def _observe(self, output: Tensor, loss: Tensor) -> None:
-        """Update the average and the stopping statistics, on the device."""
-        self.output, self.loss = output, loss
-        if self.config.average is not None:
-            self.average.lerp_(output, 1 - self.config.average)
-        if len(self.window):
-            self.window[(self.iteration - 1) % len(self.window)] = output.flatten(1)[:, self.sample]
-        if "es-emv" in self.config.stop:
-            mean, variance = self.moving["mean"], self.moving["variance"]
-            distance = (output - mean).square().flatten(1).mean(1)
-            variance.add_(MOVING_RATE * distance).mul_(1 - MOVING_RATE)
-            mean.lerp_(output, MOVING_RATE)
+            self.watch.update(output.detach(), loss.detach(), self.iteration)
 
     def image(self) -> Tensor:
         """Return the averaged output, [F, C, H, W]."""
-        if self.config.average is None or self.iteration == 0:
-            return self.output
-        return self.average / (1 - self.config.average**self.iteration)
+        return self.watch.image(self.iteration)
 
     def read(self) -> Statistics:
         """Wait for the device; return the last statistics, averaged over fits."""
-        with torch.no_grad():
-            image = self.image()
-            ideal = self.operator(image)
-            share = self.measured.mean()
-            residual = (ideal - self.observation).square().mean() / share
-            nothing = torch.full_like(residual, math.nan)
-            expected = nothing
-            if self.sigma is not None:
-                level = torch.full_like(ideal, self.sigma**2)
-                level = clipped_variance(ideal, self.sigma) if self.clipped else level
-                expected = (level * self.measured).mean() / share
-            full = len(self.window) and self.iteration >= len(self.window)
-            values = [
-                self.loss.mean(),
-                residual.sqrt(),
-                expected.sqrt(),
-                self.window.var(dim=0, correction=0).mean() if full else nothing,
-                self.moving["variance"].mean() if "es-emv" in self.config.stop else nothing,
-                nothing if self.truth is None else (image - self.truth).square().mean(),
-            ]
-            return Statistics(*torch.stack(values).tolist())
+        return self.watch.read(self.iteration)
 
     def _good(self) -> dict[str, Tensor]:
-        return {
+        own = {
             "parameters": self.parameters,
             "moment1": self.moments[0],
             "moment2": self.moments[1],
-            "average": self.average,
-            "output": self.output,
-            "moving_mean": self.moving["mean"],
-            "moving_variance": self.moving["variance"],
         }
+        return own | self.watch.good()
 
     def good_state(self) -> dict[str, Tensor]:
-        """Copy what a divergent fit goes back to; repeated iterations rewrite the window."""
+        """Copy what a divergent fit goes back to."""
         return {name: tensor.detach().clone() for name, tensor in self._good().items()}
 
     def statistics_state(self) -> dict[str, Tensor]:
         """Return a copy of the window."""
-        return {"window": self.window.clone()}
+        return {"window": self.watch.window.clone()}
 
     def fitted(self) -> dict[str, Tensor]:
         """Return copies of the first fit's parameters by name, in order, and its input "z"."""
@@ -215,17 +159,11 @@ class EagerStep:
     def load(self, state: dict[str, Tensor], iteration: int) -> None:
         """Go on from copied state."""
         self.iteration = iteration
-        self.output = self.output.clone()  # it may still be part of a larger one
-        own = self._good() | {"window": self.window}
+        self.watch.output = self.watch.output.clone()  # it may still be part of a larger one
+        own = self._good() | {"window": self.watch.window}
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
-
-
-def spread(count: int) -> Tensor:
-    """Return at most `PIXELS` positions among `count`, evenly spread, [n] int64."""
-    positions = min(PIXELS, count)
-    return torch.arange(positions) * count // positions
 
 
 def _fast_bf16() -> bool:

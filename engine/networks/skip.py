@@ -13,15 +13,16 @@ and a 1x1 convolution with a sigmoid at the end.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from flashdip.engine.errors import ConfigError
-from flashdip.kernels.opset import Activation, Down, OpSet, Pad, Up
+from flashdip.kernels.opset import Activation, Down, Layers, Pad, Up
 
 A = TypeVar("A")
+Scale = Literal["one", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class SkipConfig:
         sigmoid: Whether the output passes a sigmoid.
         bias: Whether convolutions have a bias.
         conv1x1_up: Whether a 1x1 convolution follows each upward convolution.
+        scale: Initial scales of the norms: "one", or "uniform" in [0, 1], as torch.nn.BatchNorm2d
+            drew them before PyTorch 1.2, when the paper was written. A fit then rises faster.
     """
 
     inputs: int = 32
@@ -63,6 +66,7 @@ class SkipConfig:
     sigmoid: bool = True
     bias: bool = True
     conv1x1_up: bool = True
+    scale: Scale = "one"
 
     def __post_init__(self) -> None:
         if not self.down:
@@ -83,6 +87,7 @@ class SkipConfig:
             ("downsample", get_args(Down)),
             ("pad", get_args(Pad)),
             ("act", get_args(Activation)),
+            ("scale", get_args(Scale)),
         ):
             for value in self._per_level(name):
                 if value not in allowed:
@@ -143,8 +148,8 @@ class Parameter(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    bound: float | None  # uniform in [-bound, bound]; None: constant
-    constant: float = 0.0
+    low: float  # initial values are uniform in [low, high]
+    high: float
 
 
 class Skip:
@@ -173,7 +178,7 @@ class Skip:
             if index + 1 < config.levels:
                 yield from visit(index + 1, level.down)
                 deep = levels[index + 1].up
-            yield from _norm(f"{name}.join", level.skip + deep)
+            yield from self._norm(f"{name}.join", level.skip + deep)
             yield from self._block(f"{name}.up", level.skip + deep, level.up, level.kernel_up)
             if config.conv1x1_up:
                 yield from self._block(f"{name}.one", level.up, level.up, 1)
@@ -183,22 +188,27 @@ class Skip:
 
     def _block(self, name: str, inputs: int, outputs: int, size: int) -> Iterator[Parameter]:
         yield from self._conv(name, inputs, outputs, size)
-        yield from _norm(name, outputs)
+        yield from self._norm(name, outputs)
 
     def _conv(self, name: str, inputs: int, outputs: int, size: int) -> Iterator[Parameter]:
         bound = (inputs * size * size) ** -0.5  # the default initialisation of torch.nn.Conv2d
-        yield Parameter(f"{name}.weight", (outputs, inputs, size, size), bound)
+        yield Parameter(f"{name}.weight", (outputs, inputs, size, size), -bound, bound)
         if self.config.bias:
-            yield Parameter(f"{name}.bias", (outputs,), bound)
+            yield Parameter(f"{name}.bias", (outputs,), -bound, bound)
+
+    def _norm(self, name: str, channels: int) -> Iterator[Parameter]:
+        low = 0.0 if self.config.scale == "uniform" else 1.0
+        yield Parameter(f"{name}.gamma", (channels,), low, 1.0)
+        yield Parameter(f"{name}.beta", (channels,), 0.0, 0.0)
 
     def initialise(self, seed: int) -> Tensor:
-        """Return torch.nn's default initial parameters of one fit, [P] float32 on the CPU."""
+        """Return the initial parameters of one fit, torch.nn's, [P] float32 on the CPU."""
         generator = torch.Generator().manual_seed(seed)
         parts = []
         for parameter in self.parameters:
-            values = torch.full(parameter.shape, parameter.constant)
-            if parameter.bound is not None:
-                values.uniform_(-parameter.bound, parameter.bound, generator=generator)
+            values = torch.full(parameter.shape, parameter.high)
+            if parameter.low < parameter.high:
+                values.uniform_(parameter.low, parameter.high, generator=generator)
             parts.append(values.flatten())
         return torch.cat(parts)
 
@@ -211,11 +221,11 @@ class Skip:
             start += count
         return views
 
-    def forward(self, ops: OpSet[A], parameters: Sequence[Tensor], x: A) -> Tensor:
+    def forward(self, ops: Layers[A], parameters: Sequence[Tensor], x: A) -> Tensor:
         """Draw the image, [F, C, H, W] in [0, 1] if the config has a sigmoid.
 
         Args:
-            ops: The op set that computes.
+            ops: The op set that computes, or records.
             parameters: Tensors [F, ...published shape], in order.
             x: The network's input, as `ops.perturb` returns it. Without skips both its sides must
                 be multiples of 2^levels for the image to have its size.
@@ -255,11 +265,6 @@ class Skip:
 
         features = visit(0, x)
         return ops.head(features, *conv(), pad=config.pad, sigmoid=config.sigmoid)
-
-
-def _norm(name: str, channels: int) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.gamma", (channels,), None, 1.0)
-    yield Parameter(f"{name}.beta", (channels,), None, 0.0)
 
 
 def _check(name: str, values: Sequence[object], least: int, *, odd: bool = False) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flashdip.engine import run as run_module
 from flashdip.engine.backends import BACKENDS, resolve_device, select
-from flashdip.engine.backends.eager import EagerStep, spread
+from flashdip.engine.backends.eager import EagerStep
+from flashdip.engine.backends.observe import spread
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import (
     ConfigError,
@@ -310,8 +311,8 @@ def test_a_retry_draws_other_noise_and_a_smaller_rate_moves_less() -> None:
     start = plain.parameters.clone()
     for step in (plain, other, slow):
         step()
-    assert not torch.equal(plain.output, other.output)
-    assert torch.equal(plain.output, slow.output)
+    assert not torch.equal(plain.watch.output, other.watch.output)
+    assert torch.equal(plain.watch.output, slow.watch.output)
     moved = (plain.parameters - start).abs().max()
     half = (slow.parameters - start).abs().max()
     torch.testing.assert_close(half, moved / 2, rtol=1e-3, atol=0)
@@ -330,9 +331,11 @@ def test_two_fits_side_by_side_are_two_single_fits() -> None:
     for step in (both, *singles):
         for _ in range(3):
             step()
-    for name in ("parameters", "output", "average", "loss"):
-        single = torch.cat([getattr(step, name) for step in singles])
-        torch.testing.assert_close(getattr(both, name), single, rtol=1e-4, atol=1e-5)
+    single = torch.cat([step.parameters for step in singles])
+    torch.testing.assert_close(both.parameters, single, rtol=1e-4, atol=1e-5)
+    for name in ("output", "average", "loss"):
+        single = torch.cat([getattr(step.watch, name) for step in singles])
+        torch.testing.assert_close(getattr(both.watch, name), single, rtol=1e-4, atol=1e-5)
     mean = sum(step.read().windowed_variance for step in singles) / 2
     assert both.read().windowed_variance == pytest.approx(mean, rel=1e-4)
 
@@ -344,12 +347,12 @@ def test_residuals_count_measured_entries_and_clipping() -> None:
     clean = torch.full((1, 3, 20, 24), 0.5)
     problem = Problem(known * (clean + 0.1), (3, 20, 24), Mask(known), 0.1, measured=known)
     step = step_of(problem, replace(TINY, average=None))
-    step.iteration, step.output = 1, clean
+    step.iteration, step.watch.output = 1, clean
     assert step.read().residual == pytest.approx(0.1, rel=1e-5)
     assert step.read().noise == pytest.approx(0.1, rel=1e-5)
     white = Problem(torch.ones(1, 3, 20, 24), (3, 20, 24), sigma=0.1)
     step = step_of(white, replace(TINY, average=None))
-    step.iteration, step.output = 1, torch.ones(1, 3, 20, 24)
+    step.iteration, step.watch.output = 1, torch.ones(1, 3, 20, 24)
     assert step.read().noise == pytest.approx(0.1 / 2**0.5, rel=1e-5)
     shifted = Problem(torch.full((1, 3, 20, 24), 5.0), (3, 20, 24), lambda x: x + 5, 0.1)
     step = step_of(shifted, replace(TINY, average=None))

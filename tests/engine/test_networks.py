@@ -137,3 +137,12 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         SkipConfig(**options)
     assert str(error.value).startswith(message)
+
+
+def test_initial_scales() -> None:
+    """Norms start at 1, as torch's do now, or anywhere up to it, as they did for the paper."""
+    for scale, low, high in (("one", 1.0, 1.0), ("uniform", 0.2, 0.8)):
+        network = Skip(SkipConfig(down=(8, 8), scale=scale))  # type: ignore[arg-type]
+        values = zip(network.parameters, network.views(network.initialise(3)[None]), strict=True)
+        gammas = torch.cat([v.flatten() for p, v in values if p.name.endswith("gamma")])
+        assert 0 <= gammas.min() <= low and high <= gammas.max() <= 1
