@@ -1,0 +1,125 @@
+"""How the work is cut, per architecture: pure functions of shapes.
+
+A pixel tile is as large as leaves every multiprocessor something to do; where even small tiles
+leave some idle, programs share the sum of a tile.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from flashdip.kernels.fused.launch import Tile
+
+
+class Architecture(NamedTuple):
+    """What the choice of tiles depends on.
+
+    Attributes:
+        name: As the compiler calls it: "sm_90".
+        processors: Multiprocessors of the GPU.
+        shared: Bytes of shared memory that a program may take.
+        warpgroups: Whether four warps multiply together (WGMMA, tcgen05).
+    """
+
+    name: str
+    processors: int
+    shared: int
+    warpgroups: bool = False
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture("sm_80", 108, 166912),
+    "sm_86": Architecture("sm_86", 84, 101376),
+    "sm_89": Architecture("sm_89", 128, 101376),
+    "sm_90": Architecture("sm_90", 132, 232448, True),
+    "sm_100": Architecture("sm_100", 148, 232448, True),
+    "sm_120": Architecture("sm_120", 170, 101376),
+    "gfx942": Architecture("gfx942", 304, 65536),
+    # One processor: nothing is gained there by cutting small.
+    "interpreter": Architecture("interpreter", 1, 1 << 30),
+}
+
+
+def power(n: int, least: int = 1) -> int:
+    """Return the next power of 2, at least `least`."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+class Tiles:
+    """The tiles of one plan.
+
+    Args:
+        architecture: Of the GPU.
+        dtype: Storage type.
+        fits: Fits in one launch.
+    """
+
+    def __init__(self, architecture: Architecture, dtype: torch.dtype, fits: int) -> None:
+        self.architecture, self.dtype, self.fits = architecture, dtype, fits
+        self.wide = dtype == torch.float32  # such products run without matrix units
+
+    def product(
+        self, rows: int, columns: int, outputs: int, inputs: int, sums: int, groups: int = 1
+    ) -> Tile:
+        """Cut a convolution, forward or with respect to its input.
+
+        Args:
+            rows: Rows of pixels of one group of outputs.
+            columns: Columns of them.
+            outputs: Channels computed.
+            inputs: Channels summed over at each slot.
+            sums: Slots.
+            groups: Groups of rows and columns together.
+        """
+        block = min(power(outputs, 16), 64 if self.wide else 128)
+        depth = min(power(inputs, 16), 16 if self.wide else 64)
+        most = 64 if self.wide else 128
+        need = max(1, self.architecture.processors * 3 // 4)
+        pixels, programs = most, 0
+        for pixels in (128, 64, 32, 16):
+            if pixels > most:
+                continue
+            high, across = _cut(pixels, rows, columns)
+            tiles = triton.cdiv(rows, high) * triton.cdiv(columns, across) * groups * self.fits
+            programs = tiles * triton.cdiv(outputs, block)
+            if programs >= need:
+                break
+        steps = sums * triton.cdiv(inputs, depth)
+        splits = max(1, min(8, steps // 2, self.architecture.processors // max(1, programs)))
+        high, across = _cut(pixels, rows, columns)
+        warps = 8 if pixels * block >= 16384 else 4
+        return Tile(high, across, block, depth, splits, warps, self._stages(pixels, block, depth))
+
+    def weights(self, pixels: int, inputs: int, outputs: int, slots: int) -> Tile:
+        """Cut the gradient of a convolution's weights: a block of inputs, summed over pixels.
+
+        Returns:
+            `rows` is the block of inputs (with `columns` 1), `inputs` the pixels of one product.
+        """
+        most = 64 if self.wide else 128
+        depth = 16 if self.wide else 64
+        rows, block = min(power(inputs, 16), most), min(power(outputs, 16), most)
+        tiles = triton.cdiv(inputs, rows) * triton.cdiv(outputs, block) * slots * self.fits
+        room = triton.cdiv(2 * self.architecture.processors, tiles)
+        splits = max(1, min(room, triton.cdiv(pixels, 4 * depth)))
+        warps = 8 if rows * block >= 16384 else 4
+        return Tile(rows, 1, block, depth, splits, warps, self._stages(rows, block, depth))
+
+    def stream(self, pixels: int, channels: int, tile: int = 64) -> Tile:
+        """Cut a pass over all pixels by programs that each take a contiguous range."""
+        programs = min(triton.cdiv(pixels, tile), 2 * self.architecture.processors // self.fits)
+        block = power(channels, 16)
+        return Tile(1, tile, block, block, max(1, programs), 8 if block >= 64 else 4, 2)
+
+    def _stages(self, first: int, second: int, depth: int) -> int:
+        """Return how many stages fit into shared memory beside the result's tile, 2 to 4."""
+        stage = (first + second) * depth * self.dtype.itemsize
+        room = self.architecture.shared - first * second * self.dtype.itemsize
+        return max(2, min(4, room // stage))
+
+
+def _cut(pixels: int, rows: int, columns: int) -> tuple[int, int]:
+    across = min(power(columns), 16, pixels)
+    high = min(power(rows), pixels // across)
+    return max(high, 16 // across), across

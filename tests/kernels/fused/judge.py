@@ -1,0 +1,60 @@
+"""How far a kernel may be from the truth, and what its tests have in common."""
+
+import torch
+from torch import Tensor
+
+
+def judge(actual: Tensor, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
+    """Assert that the error is at most twice that of the same arithmetic, plainly rounded.
+
+    Both the root mean square and the largest error are judged; a unit in the last place of the
+    result's own root mean square or largest value is allowed on top.
+
+    Args:
+        actual: What the kernel computed.
+        exact: The same in float64.
+        rounded: The same in float32, with rounding to `dtype` wherever an eager run would store.
+        dtype: The storage type.
+    """
+    assert actual.shape == exact.shape == rounded.shape
+    exact = exact.double()
+    error, allowed = (t.double() - exact for t in (actual, rounded))
+    unit = torch.finfo(dtype).eps
+    for name, of in (("rms", _rms), ("largest", _largest)):
+        limit = 2 * of(allowed) + unit * of(exact)
+        assert of(error) <= limit, f"{name} error {of(error):.3g}, at most {limit:.3g} allowed"
+
+
+def round_through(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to the storage type and back, in the forward and in the backward pass."""
+    y: Tensor = _Round.apply(x, dtype)
+    return y
+
+
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of NaN for a kernel to write."""
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Allocate as a plan does."""
+    return torch.zeros(shape, dtype=dtype)
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = dtype
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.to(ctx.dtype).to(dy.dtype), None
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
