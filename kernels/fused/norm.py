@@ -85,16 +85,35 @@ def finish_forward(
         affine_ptr: [F, 4, C] float32, written.
         parameters: Distance in elements from one fit's gamma to the next one's.
     """
-    live = c < C
     ones = valid.to(tl.float32)
-    n = tl.sum(ones, 0)
-    mean = tl.sum(y * ones[:, None], 0) / tl.maximum(n, 1.0)
+    pixels = tl.sum(ones, 0)
+    mean = tl.sum(y * ones[:, None], 0) / tl.maximum(pixels, 1.0)
     off = (y - mean[None, :]) * ones[:, None]
-    squares = tl.sum(off * off, 0)
+    finish_moments(
+        pixels, mean, tl.sum(off * off, 0), c, tile, tiles, fit, fits, parts_ptr, counters_ptr,
+        gamma_ptr, beta_ptr, affine_ptr, parameters, C,
+    )  # fmt: skip
+
+
+@triton.jit
+def finish_moments(
+    pixels, mean, squares, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, gamma_ptr, beta_ptr,
+    affine_ptr, parameters, C: tl.constexpr,
+):  # fmt: skip
+    """Merge the statistics that each program took; the last program writes the affine.
+
+    Args:
+        pixels: How many this program saw, float32.
+        mean: Their mean, [channels] float32.
+        squares: The sum of their squared distances from it.
+        c: The channels; the rest as in `finish_forward`.
+    """
+    live = c < C
+    pixels += tl.zeros([c.shape[0]], tl.float32)
     groups = tl.cdiv(tiles, GROUP)
     own_ptr = parts_ptr + fit * tiles * 3 * C
     groups_ptr = parts_ptr + (fits * tiles + fit * groups) * 3 * C
-    _store(own_ptr + tile * 3 * C, c, C, live, n + 0.0 * mean, mean, squares)
+    _store(own_ptr + tile * 3 * C, c, C, live, pixels, mean, squares)
 
     blocks = tl.cdiv(C, c.shape[0])
     counters_ptr += (fit * blocks + tl.min(c) // c.shape[0]) * (groups + 1)

@@ -112,6 +112,34 @@ class Tiles:
         block = power(channels, 16)
         return Tile(1, tile, block, block, max(1, programs), 8 if block >= 64 else 4, 2)
 
+    def elementwise(self, channels: int) -> Tile:
+        """Cut a pass that takes each pixel by itself."""
+        block = power(channels, 16)
+        return Tile(1, max(1, 8192 // block), block, block, 1, 4, 1)
+
+    def strips(self, rows: int, columns: int, channels: int) -> Tile:
+        """Cut a pass that walks down strips of columns."""
+        across, block = min(power(columns), 16), power(channels, 16)
+        down = 16
+        need = self.architecture.processors * 2
+        while down > 4 and self._strips(rows, columns, down, across) < need:
+            down //= 2
+        return Tile(down, across, block, 64, 1, 4, 2)
+
+    def strip_programs(self, rows: int, columns: int, tile: Tile) -> int:
+        """Return how many programs share the strips, where each sums over its own."""
+        most = max(1, 2 * self.architecture.processors // self.fits)
+        return min(self._strips(rows, columns, tile.rows, tile.columns), most)
+
+    def join(self, rows: int, columns: int, channels: int) -> Tile:
+        """Cut the statistics of a join: small blocks of channels, for their weights' sake."""
+        high, across = _cut(64, rows, columns)
+        return Tile(high, across, min(power(channels, 16), 32), 16, 1, 4, 1)
+
+    @staticmethod
+    def _strips(rows: int, columns: int, down: int, across: int) -> int:
+        return triton.cdiv(rows, down) * triton.cdiv(columns, across)
+
     def _stages(self, first: int, second: int, depth: int) -> int:
         """Return how many stages fit into shared memory beside the result's tile, 2 to 4."""
         stage = (first + second) * depth * self.dtype.itemsize

@@ -1,0 +1,399 @@
+"""Forward convolution as an implicit matrix product, for every geometry.
+
+A program computes a tile of pixels of one group of outputs (see `geometry`) times a block of
+channels. It sums over slots and blocks of input channels; pixels are gathered straight from the
+map, border and all, so nothing is padded or unfolded in memory. All slots of one block of channels
+follow each other: they read nearly the same pixels. What happens on the way:
+
+    in front:  a map that is still raw is scaled, activated and rounded as it is loaded; one that
+               is a value goes to the matrix units untouched.
+    behind:    a thin skip's conv3x3 (one more product), something to add, rounding, and the
+               statistics of the normalisation that follows.
+    split:     where tiles are few, several programs share a sum; the last one to arrive adds their
+               parts in order and goes on.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flashdip.kernels.fused.device import activate, dot, last_to_arrive, narrow
+from flashdip.kernels.fused.geometry import Geometry, members, placed, source
+from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.norm import finish_forward, scratch_shapes
+
+TAPS = tl.constexpr(16)  # of a thin skip: 9, made a power of 2
+
+
+@triton.jit
+def _sum(
+    accumulator, x_ptr, x_affine_ptr, weight_ptr, group_y, group_x, m_y, m_x, c, begin, end, H, W,
+    IN: tl.constexpr, OUT: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
+    BEFORE: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr, INPUTS: tl.constexpr,
+):  # fmt: skip
+    """Add the products of steps begin .. end - 1, [pixels, channels c]; pointers are the fit's."""
+    SLOTS: tl.constexpr = K * K
+    weight_tile = weight_ptr + (tl.arange(0, INPUTS) * OUT)[:, None] + c[None, :]
+    for step in range(begin, end):
+        slot, first = step % SLOTS, 0
+        if IN > INPUTS:
+            first = step // SLOTS * INPUTS
+        i = first + tl.arange(0, INPUTS)
+        live = i < IN
+        if IN % INPUTS == 0:
+            live = tl.full([INPUTS], True, tl.int1)
+        row, row_inside = source(group_y, m_y, slot // K, H, KIND, S, BEFORE, PAD)
+        column, column_inside = source(group_x, m_x, slot % K, W, KIND, S, BEFORE, PAD)
+        inside = row_inside & column_inside
+        at = (x_ptr + i)[None, :] + ((row * W + column).to(tl.int64) * IN)[:, None]
+        x = tl.load(at, inside[:, None] & live[None, :], other=0.0)
+        if x_affine_ptr is not None:
+            scale = tl.load(x_affine_ptr + i, live, other=0.0)
+            shift = tl.load(x_affine_ptr + IN + i, live, other=0.0)
+            value = activate(x.to(tl.float32) * scale[None, :] + shift[None, :], ACT)
+            if PAD == "zero":
+                value = tl.where(inside[:, None], value, 0.0)
+            x = narrow(value, x.dtype)
+        at = weight_tile + (slot * IN + first) * OUT
+        weight = tl.load(at, live[:, None] & (c < OUT)[None, :], other=0.0)
+        accumulator = dot(x, weight, accumulator)
+    return accumulator
+
+
+@triton.jit
+def _add_skip(
+    accumulator, skip_ptr, skip_affine_ptr, weight_ptr, row, column, c, taps, H, W,
+    SKIP: tl.constexpr, OUT: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """Add conv3x3 of a map [H, W, SKIP] at the pixels (row, column), the first `taps` of it."""
+    tap = tl.arange(0, TAPS)
+    i = tl.arange(0, triton.next_power_of_2(SKIP))
+    row, row_inside = source(0, row[:, None], (tap // 3)[None, :], H, "conv", 1, 1, PAD)
+    column, column_inside = source(0, column[:, None], (tap % 3)[None, :], W, "conv", 1, 1, PAD)
+    inside = (row_inside & column_inside & (tap < taps)[None, :])[:, :, None]
+    live = i < SKIP
+    at = skip_ptr + ((row * W + column) * SKIP)[:, :, None] + i[None, None, :]
+    x = tl.load(at, inside & live[None, None, :], other=0.0)
+    if skip_affine_ptr is not None:
+        scale = tl.load(skip_affine_ptr + i, live, other=0.0)[None, None, :]
+        shift = tl.load(skip_affine_ptr + SKIP + i, live, other=0.0)[None, None, :]
+        value = activate(x.to(tl.float32) * scale + shift, ACT)
+        x = narrow(tl.where(inside, value, 0.0), x.dtype)
+    x = tl.reshape(x, [row.shape[0], TAPS * i.shape[0]])
+    rows = tl.reshape(tap[:, None] * SKIP + i[None, :], [TAPS * i.shape[0]])
+    live = tl.reshape((tap < 9)[:, None] & live[None, :], [TAPS * i.shape[0]])
+    at = weight_ptr + rows[:, None] * OUT + c[None, :]
+    weight = tl.load(at, live[:, None] & (c < OUT)[None, :], other=0.0)
+    return dot(x, weight, accumulator)
+
+
+@triton.jit
+def _convolve(
+    pid, fit, fits, H, W, x_ptr, x_affine_ptr, weight_ptr, weights, y_ptr, add_ptr,
+    skip_ptr, skip_affine_ptr, skip_weight_ptr, splits, parts_ptr, arrivals_ptr,
+    gamma_ptr, beta_ptr, parameters, affine_ptr, statistics_ptr, counters_ptr,
+    IN: tl.constexpr, OUT: tl.constexpr, SKIP: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr,
+    S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
+    SKIP_ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+):  # fmt: skip
+    GROUPS: tl.constexpr = 1 if KIND == "conv" else 2
+    BLOCKS: tl.constexpr = (OUT + OUTPUTS - 1) // OUTPUTS
+    STEPS: tl.constexpr = (IN + INPUTS - 1) // INPUTS * K * K
+    PIXELS: tl.constexpr = ROWS * COLUMNS
+    members_y, members_x = members(H, KIND, K, S), members(W, KIND, K, S)
+    across = tl.cdiv(members_x, COLUMNS)
+    tiles = tl.cdiv(members_y, ROWS) * across * GROUPS * GROUPS
+
+    # Programs that read the same pixels are neighbours.
+    job, split = pid // splits, pid % splits
+    tile, block = job // BLOCKS, job % BLOCKS
+    place, group = tile // (GROUPS * GROUPS), tile % (GROUPS * GROUPS)
+    group_y, group_x = group // GROUPS, group % GROUPS
+    pixel = tl.arange(0, PIXELS)
+    m_y = place // across * ROWS + pixel // COLUMNS
+    m_x = place % across * COLUMNS + pixel % COLUMNS
+    c = block * OUTPUTS + tl.arange(0, OUTPUTS)
+
+    far = fit.to(tl.int64)
+    accumulator = tl.zeros([PIXELS, OUTPUTS], tl.float32)
+    if skip_ptr is not None:
+        row, column = placed(group_y, m_y, H, KIND), placed(group_x, m_x, W, KIND)
+        if skip_affine_ptr is not None:
+            skip_affine_ptr += fit * 4 * SKIP
+        accumulator = _add_skip(
+            accumulator, skip_ptr + far * 4 * H * W * SKIP, skip_affine_ptr,
+            skip_weight_ptr + far * ((9 * SKIP + 15) // 16 * 16 * OUT), row, column, c,
+            tl.where(split == 0, 9, 0), 2 * H, 2 * W, SKIP, OUT, PAD, SKIP_ACT,
+        )  # fmt: skip
+    if x_affine_ptr is not None:
+        x_affine_ptr += fit * 4 * IN
+    accumulator = _sum(
+        accumulator, x_ptr + far * H * W * IN, x_affine_ptr,
+        weight_ptr + far * weights + group * (K * K * IN * OUT), group_y, group_x, m_y, m_x, c,
+        split * STEPS // splits, (split + 1) * STEPS // splits, H, W,
+        IN, OUT, KIND, K, S, BEFORE, PAD, ACT, INPUTS,
+    )  # fmt: skip
+
+    last = True
+    if parts_ptr is not None:
+        parts_ptr += (far * tiles * BLOCKS + job) * splits * (PIXELS * OUTPUTS)
+        part = parts_ptr + pixel[:, None] * OUTPUTS + tl.arange(0, OUTPUTS)[None, :]
+        tl.store(part + split * (PIXELS * OUTPUTS), accumulator)
+        last = last_to_arrive(arrivals_ptr + fit * tiles * BLOCKS + job, splits)
+    if last:
+        total = accumulator
+        if parts_ptr is not None:
+            total = tl.zeros([PIXELS, OUTPUTS], tl.float32)
+            for _ in range(splits):
+                total += tl.load(part, cache_modifier=".cg")
+                part += PIXELS * OUTPUTS
+        row, column = placed(group_y, m_y, H, KIND), placed(group_x, m_x, W, KIND)
+        valid = (m_y < members_y) & (m_x < members_x)
+        mask = valid[:, None] & (c < OUT)[None, :]
+        offset = far * (GROUPS * GROUPS * OUT) * members_y * members_x
+        at = ((row * (GROUPS * members_x) + column) * OUT)[:, None] + c[None, :]
+        if add_ptr is not None:
+            total += tl.load(add_ptr + offset + at, mask, other=0.0).to(tl.float32)
+        y = narrow(total, y_ptr.dtype.element_ty)
+        tl.store(y_ptr + offset + at, y, mask)
+        if affine_ptr is not None:
+            finish_forward(
+                y.to(tl.float32), valid, c, tile, tiles, fit, fits, statistics_ptr, counters_ptr,
+                gamma_ptr, beta_ptr, affine_ptr, parameters, OUT,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["H", "W", "splits"])
+def _forward(
+    H, W, x_ptr, x_affine_ptr, weight_ptr, weights, y_ptr, add_ptr,
+    skip_ptr, skip_affine_ptr, skip_weight_ptr, splits, parts_ptr, arrivals_ptr,
+    gamma_ptr, beta_ptr, parameters, affine_ptr, statistics_ptr, counters_ptr,
+    IN: tl.constexpr, OUT: tl.constexpr, SKIP: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr,
+    S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
+    SKIP_ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):  # fmt: skip
+    _convolve(
+        tl.program_id(0), tl.program_id(1), tl.num_programs(1), H, W, x_ptr, x_affine_ptr,
+        weight_ptr, weights, y_ptr, add_ptr, skip_ptr, skip_affine_ptr, skip_weight_ptr, splits,
+        parts_ptr, arrivals_ptr, gamma_ptr, beta_ptr, parameters, affine_ptr, statistics_ptr,
+        counters_ptr, IN, OUT, SKIP, KIND, K, S, BEFORE, PAD, ACT, SKIP_ACT, ROWS, COLUMNS,
+        OUTPUTS, INPUTS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["H", "W", "programs", "splits", "splits2"])
+def _forward_pair(
+    H, W, x_ptr, x_affine_ptr, programs,
+    weight_ptr, weights, y_ptr, splits, parts_ptr, arrivals_ptr, gamma_ptr, beta_ptr, parameters,
+    affine_ptr, statistics_ptr, counters_ptr,
+    weight_ptr2, weights2, y_ptr2, splits2, parts_ptr2, arrivals_ptr2, gamma_ptr2, beta_ptr2,
+    parameters2, affine_ptr2, statistics_ptr2, counters_ptr2,
+    IN: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
+    OUT: tl.constexpr, K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    OUT2: tl.constexpr, K2: tl.constexpr, S2: tl.constexpr, BEFORE2: tl.constexpr,
+    ROWS2: tl.constexpr, COLUMNS2: tl.constexpr, OUTPUTS2: tl.constexpr, INPUTS2: tl.constexpr,
+):  # fmt: skip
+    pid, fit, fits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    if pid < programs:
+        _convolve(
+            pid, fit, fits, H, W, x_ptr, x_affine_ptr, weight_ptr, weights, y_ptr, None, None,
+            None, None, splits, parts_ptr, arrivals_ptr, gamma_ptr, beta_ptr, parameters,
+            affine_ptr, statistics_ptr, counters_ptr, IN, OUT, 0, "conv", K, S, BEFORE, PAD, ACT,
+            "none", ROWS, COLUMNS, OUTPUTS, INPUTS,
+        )  # fmt: skip
+    else:
+        _convolve(
+            pid - programs, fit, fits, H, W, x_ptr, x_affine_ptr, weight_ptr2, weights2, y_ptr2,
+            None, None, None, None, splits2, parts_ptr2, arrivals_ptr2, gamma_ptr2, beta_ptr2,
+            parameters2, affine_ptr2, statistics_ptr2, counters_ptr2, IN, OUT2, 0, "conv", K2, S2,
+            BEFORE2, PAD, ACT, "none", ROWS2, COLUMNS2, OUTPUTS2, INPUTS2,
+        )  # fmt: skip
+
+
+class Convolution(NamedTuple):
+    """A convolution of `x`, [F, H, W, I], with what follows in the same launch.
+
+    Attributes:
+        x: The input.
+        weight: [F, K, K, I, O]; of the folded kinds [F, 2, 2, 2, 2, I, O] (group, then slot, y
+            before x). In the storage type; rows of fits may be apart.
+        geometry: How the output lies over the input.
+        y: [F, side(H), side(W), O], in the storage type, written.
+        tile: How the work is cut.
+        norm: The normalisation whose statistics are taken; not with "bilinear", where a filter is
+            still to come.
+        affine: [F, 4, O] float32, written where there is a norm.
+        skip: Added to y: conv3x3 of this map [F, 2 H, 2 W, Cs], 9 Cs <= 64; only with "nearest".
+        skip_weight: [F, 9 Cs rounded up to a multiple of 16, O], in the storage type; row
+            (ky * 3 + kx) * Cs + c.
+        add: Added to y, like it.
+    """
+
+    x: Map
+    weight: Tensor
+    geometry: Geometry
+    y: Tensor
+    tile: Tile
+    norm: Norm | None = None
+    affine: Tensor | None = None
+    skip: Map | None = None
+    skip_weight: Tensor | None = None
+    add: Tensor | None = None
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of pixels of a fit, those of all groups together."""
+        down, across = (self.geometry.members(side) for side in self.x.raw.shape[1:3])
+        tiles = triton.cdiv(down, self.tile.rows) * triton.cdiv(across, self.tile.columns)
+        return int(tiles * self.geometry.groups**2)
+
+    @property
+    def jobs(self) -> int:
+        """Tiles of a fit, of pixels and channels."""
+        return int(self.tiles * triton.cdiv(self.y.shape[3], self.tile.outputs))
+
+    @property
+    def programs(self) -> int:
+        """Programs of a fit."""
+        return self.jobs * self.tile.splits
+
+    @property
+    def flops(self) -> int:
+        """Operations, twice the multiply-adds that are left after the folding of taps."""
+        products = self.geometry.size**2 * self.x.raw.shape[3]
+        if self.skip is not None:
+            products += 9 * self.skip.raw.shape[3]
+        return 2 * products * self.y.numel()
+
+    @property
+    def bytes(self) -> int:
+        """Traffic, less that of the input."""
+        norm = () if self.norm is None else (self.norm.gamma, self.norm.beta)
+        skip = () if self.skip is None else (self.skip.raw, self.skip.affine, self.skip_weight)
+        return size(self.weight, self.y, self.affine, self.add, *norm, *skip)
+
+    def arguments(self, allocate: Allocate) -> dict[str, Any]:
+        """Return the kernel's arguments, less those about the input."""
+        fits, outputs, norm, splits = self.y.shape[0], self.y.shape[3], self.norm, self.tile.splits
+        parts = arrivals = statistics = counters = None
+        if splits > 1:
+            shape = (fits * self.jobs, splits, self.tile.pixels, self.tile.outputs)
+            parts, arrivals = allocate(shape, torch.float32), allocate(shape[:1], torch.int32)
+        if norm is not None:
+            lengths = scratch_shapes(fits, self.tiles, outputs, self.tile.outputs)
+            statistics = allocate(lengths[:1], torch.float32)
+            counters = allocate(lengths[1:], torch.int32)
+        return dict(
+            weight_ptr=self.weight,
+            weights=self.weight.stride(0),
+            y_ptr=self.y,
+            splits=splits,
+            parts_ptr=parts,
+            arrivals_ptr=arrivals,
+            gamma_ptr=norm and norm.gamma,
+            beta_ptr=norm and norm.beta,
+            parameters=norm and norm.gamma.stride(0),
+            affine_ptr=self.affine,
+            statistics_ptr=statistics,
+            counters_ptr=counters,
+        )
+
+    def constants(self) -> dict[str, Any]:
+        """Return the compile-time constants, less those about the input."""
+        return dict(
+            OUT=self.y.shape[3],
+            K=self.geometry.size,
+            S=self.geometry.stride,
+            BEFORE=self.geometry.before,
+            ROWS=self.tile.rows,
+            COLUMNS=self.tile.columns,
+            OUTPUTS=self.tile.outputs,
+            INPUTS=self.tile.inputs,
+        )
+
+
+def forward(
+    name: str,
+    x: Map,
+    weight: Tensor,
+    geometry: Geometry,
+    y: Tensor,
+    tile: Tile,
+    allocate: Allocate,
+    *,
+    norm: Norm | None = None,
+    affine: Tensor | None = None,
+    skip: Map | None = None,
+    skip_weight: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Launch:
+    """Convolve; `Convolution` says what the arguments are."""
+    c = Convolution(x, weight, geometry, y, tile, norm, affine, skip, skip_weight, add)
+    fits, height, width, inputs = x.raw.shape
+    return Launch(
+        name=name,
+        kernel=_forward,
+        grid=(c.programs, fits, 1),
+        arguments=dict(
+            H=height,
+            W=width,
+            x_ptr=x.raw,
+            x_affine_ptr=x.affine,
+            add_ptr=add,
+            skip_ptr=skip and skip.raw,
+            skip_affine_ptr=skip and skip.affine,
+            skip_weight_ptr=skip_weight,
+            **c.arguments(allocate),
+        ),
+        constants=dict(
+            IN=inputs,
+            KIND=geometry.kind,
+            PAD=geometry.pad,
+            ACT=x.act,
+            SKIP=skip.raw.shape[3] if skip else 0,
+            SKIP_ACT=skip.act if skip else "none",
+            **c.constants(),
+        ),
+        warps=tile.warps,
+        stages=tile.stages,
+        flops=c.flops,
+        bytes=size(x.raw, x.affine) + c.bytes,
+        gemm=True,
+    )
+
+
+def forward_pair(name: str, first: Convolution, second: Convolution, allocate: Allocate) -> Launch:
+    """Convolve one input twice in one launch: "conv", the same padding, no skip, nothing to add.
+
+    Programs of the first come first; warps and stages are those of its tile.
+    """
+    x = first.x
+    fits, height, width, inputs = x.raw.shape
+    arguments, constants = first.arguments(allocate), first.constants()
+    arguments |= {f"{key}2": value for key, value in second.arguments(allocate).items()}
+    constants |= {f"{key}2": value for key, value in second.constants().items()}
+    return Launch(
+        name=name,
+        kernel=_forward_pair,
+        grid=(first.programs + second.programs, fits, 1),
+        arguments=dict(
+            H=height,
+            W=width,
+            x_ptr=x.raw,
+            x_affine_ptr=x.affine,
+            programs=first.programs,
+            **arguments,
+        ),
+        constants=dict(IN=inputs, PAD=first.geometry.pad, ACT=x.act, **constants),
+        warps=first.tile.warps,
+        stages=first.tile.stages,
+        flops=first.flops + second.flops,
+        bytes=size(x.raw, x.affine) + first.bytes + second.bytes,
+        gemm=True,
+    )
