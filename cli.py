@@ -29,6 +29,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "presets": ("flashdip.engine.commands:presets", "Look", "List the presets of each task."),
     "doctor": ("flashdip.engine.doctor:doctor", "Look", "Show what this machine can run, and why."),
+    "kernels": (
+        "flashdip.engine.kernels_command:kernels",
+        "Look",
+        "Compile every kernel for GPUs that are not here, and model a step.",
+    ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }
 

@@ -49,9 +49,10 @@ def picture(size: int) -> Tensor:
     return (clean + noise * 25 / 255).clamp(0, 1)
 
 
-def configuration() -> FitConfig:
+def configuration(precision: Any) -> FitConfig:
     """Return the published settings for denoising, without statistics that it does not gather."""
-    return dataclasses.replace(preset("denoise", "published-denoise"), stop=("fixed",))
+    published = preset("denoise", "published-denoise")
+    return dataclasses.replace(published, stop=("fixed",), precision=precision)
 
 
 def published_variant(size: int, device: str, host_work: bool) -> Variant:
@@ -64,9 +65,9 @@ def published_variant(size: int, device: str, host_work: bool) -> Variant:
 def engine_variant(size: int, device: str, backend: str, precision: str) -> Variant:
     """Set a backend up as `flashdip.fit` does; runs in its worker."""
     place = resolve_device(device)
-    chosen, exact, _ = select(backend, place, precision)
+    chosen, exact, _ = select(backend, place, configuration(precision))
     problem = Problem(picture(size), (3, size, size))
-    step = chosen.prepare(problem, configuration(), place, exact, None)
+    step = chosen.prepare(problem, configuration(precision), place, exact, None)
     if place.type == "cpu":
         contextlib.ExitStack().enter_context(kept_pages())  # until the process ends
     return _variant(step, place)
@@ -95,8 +96,8 @@ def check(size: int, device: str, backend: str, precision: str) -> tuple[float, 
         WrongResultError: One of them is above `TOLERANCES` of the precision.
     """
     place = resolve_device(device)
-    chosen, exact, _ = select(backend, place, precision)
-    config = dataclasses.replace(configuration(), perturbation=0.0)
+    chosen, exact, _ = select(backend, place, configuration(precision))
+    config = dataclasses.replace(configuration(precision), perturbation=0.0)
     target = picture(size)
     step = chosen.prepare(Problem(target, (3, size, size)), config, place, exact, None)
     start = step.fitted()
@@ -155,10 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for entry in filter(None, chosen.backends.split(",")):
         name, _, precision = entry.partition(":")
         place = resolve_device(device)
-        backend, exact, _ = select(name, place, precision or "auto")
+        backend, exact, _ = select(name, place, configuration(precision or "auto"))
         # The tolerance of bf16 would let a small mistake pass: float32 has to be right as well.
         for each in sorted({exact, "fp32"}):
-            if not backend.unavailable(place, each):
+            if not backend.unavailable(place, configuration(each)):
                 errors = check(chosen.size, device, name, each)
                 console.print(
                     f"{name} ({each}): output off by {errors[0]:.1e}, gradient by "

@@ -12,7 +12,7 @@ from flashdip.engine.networks.skip import SkipConfig
 
 Input = Literal["noise", "meshgrid"]
 Schedule = Literal["constant", "cosine"]
-Precision = Literal["auto", "bf16", "fp32", "fp64"]
+Precision = Literal["auto", "fp16", "bf16", "fp32", "fp64"]
 StopRule = Literal["fixed", "es-wmv", "es-emv", "discrepancy", "budget"]
 
 
@@ -45,7 +45,8 @@ class FitConfig:
         read_every: Iterations between two readings of the statistics; rules decide at readings
             only.
         retries: How often a diverging fit goes back to its last good state before it ends.
-        precision: Storage of activations: "bf16", "fp32", "fp64" (reference only), or "auto".
+        precision: Storage of activations: "fp16" (triton only), "bf16", "fp32", "fp64" (reference
+            only), or "auto".
         seed: Of the initial weights, z and the perturbation.
     """
 

@@ -229,6 +229,7 @@ def _tensorrt_for(cuda: str) -> bool:
 def _backends() -> list[dict[str, Any]]:
     try:
         from flashdip.engine.backends import BACKENDS, resolve_device
+        from flashdip.engine.config import FitConfig
 
         device = resolve_device("auto")
     except Exception as error:
@@ -236,7 +237,7 @@ def _backends() -> list[dict[str, Any]]:
         return [{"name": "all", "device": None, "available": False, "reasons": [reason]}]
     rows = []
     for backend in BACKENDS:
-        check = partial(backend.unavailable, device, "auto")
+        check = partial(backend.unavailable, device, FitConfig())
         reasons = _or(check, ["its own check failed"])
         row = {"name": backend.name, "device": str(device), "available": not reasons}
         precision = _or(partial(backend.precision, device), None)  # that "auto" stands for

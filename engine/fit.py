@@ -65,7 +65,7 @@ def fit(
     network = dataclasses.replace(config.network, outputs=problem.shape[0])
     config = dataclasses.replace(config, network=network)
     place = resolve_device(device)
-    chosen, precision, passed_over = select(backend, place, config.precision)
+    chosen, precision, passed_over = select(backend, place, config)
     notes = [*notes, *passed_over]
     step = chosen.prepare(problem, config, place, precision, None if truth is None else truth[None])
     file = None

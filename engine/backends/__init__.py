@@ -4,12 +4,15 @@ import torch
 
 from flashdip.engine.backends.base import Backend
 from flashdip.engine.backends.eager import EagerBackend
+from flashdip.engine.backends.triton import TritonBackend
+from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, UnavailableError
 
 REFERENCE = EagerBackend("reference", ("fp32", "fp64"))
 NATIVE = EagerBackend("native", ("bf16", "fp32"))
+TRITON = TritonBackend()
 
-BACKENDS: tuple[Backend, ...] = (NATIVE, REFERENCE)  # in order of preference
+BACKENDS: tuple[Backend, ...] = (TRITON, NATIVE, REFERENCE)  # in order of preference
 
 
 def resolve_device(name: str) -> torch.device:
@@ -38,13 +41,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def select(name: str, device: torch.device, precision: str) -> tuple[Backend, str, list[str]]:
+def select(name: str, device: torch.device, config: FitConfig) -> tuple[Backend, str, list[str]]:
     """Return a backend, its precision, and why better ones were passed over.
 
     Args:
         name: Of a backend; "auto" takes the first that can run.
         device: Where to run.
-        precision: As in `FitConfig.precision`.
+        config: What is to be fitted, and in which precision.
 
     Raises:
         ConfigError: No backend has this name.
@@ -57,9 +60,11 @@ def select(name: str, device: torch.device, precision: str) -> tuple[Backend, st
     for backend in BACKENDS:
         if name not in ("auto", backend.name):
             continue
-        reasons = backend.unavailable(device, precision)
+        reasons = backend.unavailable(device, config)
         if not reasons:
-            exact = backend.precision(device) if precision == "auto" else precision
-            return backend, exact, notes
+            auto = config.precision == "auto"
+            return backend, backend.precision(device) if auto else config.precision, notes
+        if name == "auto" and device.type not in backend.devices:
+            continue
         notes.append(f"backend {backend.name} cannot run here: {'; '.join(reasons)}")
     raise UnavailableError("; ".join(notes))

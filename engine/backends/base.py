@@ -12,7 +12,12 @@ from torch import Tensor
 from flashdip.engine.config import FitConfig
 from flashdip.engine.problems import Problem
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Statistics(NamedTuple):
@@ -72,9 +77,10 @@ class Backend(Protocol):
     """Where and with which kernels a fit runs."""
 
     name: str
+    devices: tuple[str, ...]  # types of device it is made for; elsewhere "auto" is silent about it
 
-    def unavailable(self, device: torch.device, precision: str) -> list[str]:
-        """Return the reasons why this backend cannot run there; empty if it can."""
+    def unavailable(self, device: torch.device, config: FitConfig) -> list[str]:
+        """Return the reasons why this backend cannot run such a fit there; empty if it can."""
         ...
 
     def precision(self, device: torch.device) -> str:

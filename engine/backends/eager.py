@@ -24,11 +24,12 @@ class EagerBackend:
 
     def __init__(self, name: str, precisions: tuple[str, ...]) -> None:
         self.name = name
+        self.devices = ("cpu", "cuda", "xpu", "mps")
         self.precisions = precisions
 
-    def unavailable(self, device: torch.device, precision: str) -> list[str]:
-        """Return the reasons why this backend cannot run there; empty if it can."""
-        reasons = []
+    def unavailable(self, device: torch.device, config: FitConfig) -> list[str]:
+        """Return the reasons why this backend cannot run such a fit there; empty if it can."""
+        reasons, precision = [], config.precision
         if precision not in ("auto", *self.precisions):
             reasons.append(f"it computes in {' or '.join(self.precisions)}, not {precision}")
         if precision == "fp64" and device.type == "mps":

@@ -126,6 +126,7 @@ class Launch:
             **self.constants,
             num_warps=self.warps,
             num_stages=self.stages,
+            enable_fp_fusion=True,
             **self.options,
         )
 

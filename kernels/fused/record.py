@@ -4,12 +4,15 @@ See `flashdip.kernels.opset` for what the operations mean. Parameters are handed
 the meta device and only told apart; maps are the nodes themselves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from flashdip.kernels.opset import Activation, Down, Pad, Up
+
+THIN = 7  # channels of a skip connection whose nine taps make one product of 64
 
 
 @dataclass(eq=False)
@@ -131,3 +134,27 @@ class Recorder:
         for each in read:
             each.users.append(node)
         return node
+
+
+def unsupported(nodes: Sequence[Node]) -> list[str]:
+    """Return what of a recorded network has no kernel; empty if all has."""
+    reasons = set()
+    for node in nodes:
+        if isinstance(node, Conv) and node.stride == 2 and node.down != "stride":
+            reasons.add(f"downsampling by {node.down}")
+        if isinstance(node, Join):
+            if node.weight.shape[-1] != 3:
+                reasons.add(f"an upward kernel of size {node.weight.shape[-1]}")
+            if node.pad == "zero":
+                reasons.add("zero padding behind a join")
+            deep = node.weight.shape[2] - _channels(node.deep)
+            if deep > THIN:
+                reasons.add(f"a skip connection of more than {THIN} channels")
+    return sorted(reasons)
+
+
+def _channels(node: Node) -> int:
+    if isinstance(node, Input):
+        return node.channels
+    assert isinstance(node, Conv | Join)
+    return int(node.weight.shape[1])

@@ -57,7 +57,8 @@ class Tiles:
 
     def __init__(self, architecture: Architecture, dtype: torch.dtype, fits: int) -> None:
         self.architecture, self.dtype, self.fits = architecture, dtype, fits
-        self.wide = dtype == torch.float32  # such products run without matrix units
+        # Float32 products run without matrix units, and hold twice the registers.
+        self.wide = dtype == torch.float32 and architecture.name != "interpreter"
 
     def product(
         self, rows: int, columns: int, outputs: int, inputs: int, sums: int, groups: int = 1
@@ -138,7 +139,7 @@ class Tiles:
 
     @staticmethod
     def _strips(rows: int, columns: int, down: int, across: int) -> int:
-        return triton.cdiv(rows, down) * triton.cdiv(columns, across)
+        return int(triton.cdiv(rows, down) * triton.cdiv(columns, across))
 
     def _stages(self, first: int, second: int, depth: int) -> int:
         """Return how many stages fit into shared memory beside the result's tile, 2 to 4."""

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from flashdip.engine.backends.observe import MOVING_RATE, Observer
-from flashdip.engine.config import FitConfig
+from flashdip.engine.config import FitConfig, StopRule
 from flashdip.engine.problems import Problem
 from flashdip.kernels.fused.observe import observe
 from tests.kernels.fused.judge import zeroed
 
 
 @pytest.mark.parametrize("stop", [("es-wmv",), ("es-emv",), ("es-wmv", "es-emv")], ids="+".join)
-def test_statistics(stop: tuple[str, ...]) -> None:
+def test_statistics(stop: tuple[StopRule, ...]) -> None:
     """A ring that is written over, two fits, more values than one program takes in."""
     config = replace(FitConfig(), stop=stop, window=3, average=None)
     problem = Problem(torch.zeros(2, 3, 31, 29), (3, 31, 29))

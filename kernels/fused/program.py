@@ -1,0 +1,313 @@
+"""The whole step as launches: perturb, draw, compare, differentiate, average, update.
+
+A program is planned twice: first without memory, to learn how much the partial sums of gradients
+need, then on its device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashdip.kernels import noise
+from flashdip.kernels.fused import head, observe, step
+from flashdip.kernels.fused.launch import Launch
+from flashdip.kernels.fused.layout import BLOCK, Layout
+from flashdip.kernels.fused.memory import Memory
+from flashdip.kernels.fused.plan import Planner
+from flashdip.kernels.fused.record import Head, Node
+from flashdip.kernels.fused.tiles import Architecture, Tiles
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A network, recorded for F fits.
+
+    Attributes:
+        nodes: What was recorded.
+        names: Of the parameter tensors, in order.
+        parameters: The tensors it was recorded with, [F, ...published shape], on the meta device.
+    """
+
+    nodes: Sequence[Node]
+    names: Sequence[str]
+    parameters: Sequence[Tensor]
+
+    def layout(self) -> Layout:
+        """Return how the parameters that have an effect lie in memory."""
+        used = {
+            id(tensor)
+            for node in self.nodes
+            for tensor in vars(node).values()
+            if isinstance(tensor, Tensor)
+        }
+        shapes = [tuple(tensor.shape[1:]) for tensor in self.parameters]
+        return Layout(shapes, [id(tensor) in used for tensor in self.parameters])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a fit's config is built into the launches.
+
+    Attributes:
+        perturbation: Standard deviation of the noise added to the input.
+        betas: Decay of Adam's moments.
+        eps: Of Adam.
+        average: Decay of the average of outputs; None: there is none.
+        moving_rate: Of the moving mean and variance.
+    """
+
+    perturbation: float
+    betas: tuple[float, float]
+    eps: float
+    average: float | None
+    moving_rate: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """The tensors of image size, on the program's device; all float32.
+
+    Attributes:
+        output: [F, C, h, w], written by each step.
+        average: [F, C, h, w], updated.
+        loss: [F], written where there is a target.
+        target: The observation, [F, C, h, w]; None where an operator lies between image and
+            observation that has no kernel.
+        mask: What the output is multiplied by before it is compared, [F, C, h, w]; or None.
+        window: [length, F, n], see `observe`; None: not kept.
+        sample: [n] int64.
+        moving_mean: [F, C, h, w]; None: not kept.
+        moving_variance: [F].
+    """
+
+    output: Tensor
+    average: Tensor
+    loss: Tensor
+    target: Tensor | None = None
+    mask: Tensor | None = None
+    window: Tensor | None = None
+    sample: Tensor | None = None
+    moving_mean: Tensor | None = None
+    moving_variance: Tensor | None = None
+
+
+class Program:
+    """The launches of one step of F fits, and their state.
+
+    Attributes:
+        launches: To be run in order.
+        after: To be run after them, once the gradient of the loss with respect to the output lies
+            in `doutput`; empty where the launches compare the output themselves.
+        doutput: [F, C, h, w] float32.
+        memory: Bytes of device memory, images aside.
+        z: The network's input, [F, H, W, C] in the storage type.
+        parameters: [F, P] float32, in `layout`; `copies` in the storage type.
+        moments: Of Adam, twice [F, P] float32.
+        counters: Steps done, [F] int32.
+        rate_scale: Factor on the learning rate, [F] float32.
+        keys: `noise.key` of each fit, [F] int64.
+        loss_scale: Gradients in the program are so many times larger: a power of two.
+    """
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        settings: Settings,
+        images: Images,
+        rates: Sequence[float],
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        architecture: Architecture,
+    ) -> None:
+        self.dtype = dtype
+        self.layout = recorded.layout()
+        arguments = (recorded, settings, rates, size, architecture)
+        device = images.output.device
+        self._plan(*arguments, _on(images, "meta"), torch.empty(1 << 40, device="meta"))
+        if device.type != "meta":
+            # Blocks of parameters are read in full, beyond the last one's end.
+            arena = torch.zeros(self.arena_size + BLOCK, device=device)
+            self._plan(*arguments, images, arena)
+
+    def _plan(
+        self,
+        recorded: Recorded,
+        settings: Settings,
+        rates: Sequence[float],
+        size: tuple[int, int],
+        architecture: Architecture,
+        images: Images,
+        arena: Tensor,
+    ) -> None:
+        fits, channels, height, width = images.output.shape
+        device = images.output.device
+        memory = Memory(device)
+        keep = memory.keep
+        tiles = Tiles(architecture, self.dtype, fits)
+        planner = Planner(
+            recorded.names,
+            recorded.parameters,
+            self.layout,
+            fits,
+            size,
+            self.dtype,
+            tiles,
+            memory,
+            arena,
+        )
+        planner.forward(recorded.nodes)
+        assert planner.input is not None
+        self.counters = keep((fits,), torch.int32)
+        self.keys = keep((fits,), torch.int64)
+        self.rate_scale = keep((fits,), torch.float32).fill_(1.0)
+        self.parameters, self.copies = planner.masters, planner.copies
+        shape = tuple(self.parameters.shape)
+        self.moments = keep(shape, torch.float32), keep(shape, torch.float32)
+        # The gradient of a mean of so many squares underflows 16 bits; that of their sum does not.
+        self.loss_scale = float(1 << (channels * height * width).bit_length() - 1)
+
+        first = []
+        self.z = planner.input
+        if settings.perturbation:
+            self.z = keep(tuple(planner.input.shape), self.dtype)
+            first.append(
+                step.perturb(
+                    "perturb",
+                    self.z,
+                    planner.input,
+                    noise.table().to(device, torch.float16),
+                    self.keys,
+                    self.counters,
+                    std=settings.perturbation,
+                )
+            )
+        split = self._head(planner, recorded, settings, images, tiles, memory)
+        planner.backward(recorded.nodes)
+        last = []
+        if images.window is not None or images.moving_mean is not None:
+            last.append(
+                observe.observe(
+                    "observe",
+                    images.output,
+                    self.counters,
+                    keep,
+                    window=images.window,
+                    sample=images.sample,
+                    mean=images.moving_mean,
+                    variance=images.moving_variance,
+                    rate=settings.moving_rate,
+                )
+            )
+        last.append(
+            step.adam(
+                "adam",
+                self.parameters,
+                None if self.dtype == torch.float32 else self.copies,
+                *self.moments,
+                arena,
+                planner.sums(),
+                step.schedule(rates, settings.betas).to(device),
+                self.counters,
+                self.rate_scale,
+                keep,
+                betas=settings.betas,
+                eps=settings.eps,
+                loss_scale=self.loss_scale,
+            )
+        )
+        self.planner = planner
+        self.launches: list[Launch] = [*first, *planner.launches[:split]]
+        self.after: list[Launch] = planner.launches[split:] + last
+        if images.target is not None:
+            self.launches, self.after = self.launches + self.after, []
+        self.arena_size = planner.used
+        self.memory = memory.bytes + 4 * planner.used
+
+    def _head(
+        self,
+        planner: Planner,
+        recorded: Recorded,
+        settings: Settings,
+        images: Images,
+        tiles: Tiles,
+        memory: Memory,
+    ) -> int:
+        """Plan the head; return how many launches come before the image is there."""
+        node = recorded.nodes[-1]
+        assert isinstance(node, Head)
+        x = planner.map(node.x)
+        weight = planner.weight(node.weight)
+        bias = None if node.bias is None else planner.master(node.bias)
+        dweight = planner.gradient(node.weight)
+        dbias = None if node.bias is None else planner.gradient(node.bias)
+        tile = tiles.stream(x.raw.shape[1] * x.raw.shape[2], x.raw.shape[3])
+        sigmoid, decay, scale = node.sigmoid, settings.average, self.loss_scale
+        if images.target is None:
+            self.doutput = memory.keep(tuple(images.output.shape), torch.float32)
+            planner.launches.append(
+                head.draw(
+                    "head forward",
+                    x,
+                    weight,
+                    bias,
+                    images.output,
+                    images.average,
+                    decay=decay,
+                    sigmoid=sigmoid,
+                    tile=tile,
+                )
+            )
+        split = len(planner.launches)
+        norm, pull, du = planner.take(node.x)
+        assert norm is not None and pull is not None and du is not None
+        if images.target is None:
+            launch = head.backward(
+                "head backward",
+                x,
+                weight,
+                bias,
+                self.doutput,
+                du,
+                norm,
+                pull,
+                dweight,
+                dbias,
+                loss_scale=scale,
+                sigmoid=sigmoid,
+                tile=tile,
+                allocate=memory.keep,
+            )
+        else:
+            launch = head.head(
+                "head",
+                x,
+                weight,
+                bias,
+                images.target,
+                images.mask,
+                images.output,
+                images.average,
+                images.loss,
+                du,
+                norm,
+                pull,
+                dweight,
+                dbias,
+                decay=decay,
+                loss_scale=scale,
+                sigmoid=sigmoid,
+                tile=tile,
+                allocate=memory.keep,
+            )
+        planner.launches.append(launch)
+        return split
+
+
+def _on(images: Images, device: str) -> Images:
+    tensors: dict[str, Any] = {
+        name: None if tensor is None else tensor.to(device) for name, tensor in vars(images).items()
+    }
+    return Images(**tensors)

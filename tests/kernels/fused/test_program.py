@@ -1,0 +1,233 @@
+"""Whole steps in the interpreter: the image, the loss, every gradient, the update."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flashdip.engine.backends.eager import EagerStep
+from flashdip.engine.backends.triton import TritonStep, unsupported
+from flashdip.engine.config import FitConfig
+from flashdip.engine.fit import fit
+from flashdip.engine.networks.skip import Skip, SkipConfig
+from flashdip.engine.operators import Mask
+from flashdip.engine.presets import PRESETS, preset
+from flashdip.engine.problems import Problem
+from flashdip.kernels import noise, reference
+from flashdip.kernels.fused.launch import Launch
+from tests.kernels.fused.judge import judge
+from tests.kernels.fused.rounded import Rounded
+
+FLASH = SkipConfig(inputs=3, upsample=("nearest", "bilinear", "bilinear", "bilinear", "bilinear"))
+# Of presets with one network the last stands for all.
+TOPOLOGIES = {
+    preset.config.network: (name, preset.config)
+    for (_, name), preset in PRESETS.items()
+    if name.startswith("published")
+}
+DENOISE = preset("denoise", "published-denoise")
+
+
+def shrunk(config: FitConfig, levels: int = 2) -> FitConfig:
+    """The outermost levels of a topology, with an eighth of the channels or so."""
+    network = config.network
+    fields: dict[str, Any] = {
+        "down": tuple(max(4, channels // 8) + 1 for channels in network.down[:levels])
+    }
+    for name in ("up", "skip", "kernel_down", "kernel_up", "kernel_skip", "upsample", "downsample"):
+        value = getattr(network, name)
+        if isinstance(value, tuple):
+            fields[name] = value[:levels]
+    return replace(config, network=replace(network, **fields), stop=("fixed",), iterations=20)
+
+
+def problem(fits: int = 1, side: tuple[int, int] = (22, 17), *, masked: bool = False) -> Problem:
+    """A few random pixels to fit."""
+    generator = torch.Generator().manual_seed(5)
+    image = torch.rand(fits, 3, *side, generator=generator)
+    if not masked:
+        return Problem(image, (3, *side))
+    mask = (torch.rand(fits, 3, *side, generator=generator) > 0.4).float()
+    return Problem(mask * image, (3, *side), operator=Mask(mask))
+
+
+def step_of(config: FitConfig, of: Problem, dtype: torch.dtype) -> TritonStep:
+    """A step whose norms are not all 1 and 0, as in a fit that is on its way."""
+    step = TritonStep(of, config, torch.device("cpu"), dtype, None)
+    generator = torch.Generator().manual_seed(11)
+    views = step.network.views(step.initial)
+    for parameter, view in zip(step.network.parameters, views, strict=True):
+        if parameter.name.endswith((".gamma", ".beta")):
+            view.add_(0.3 * torch.randn(view.shape, generator=generator))
+    step.program.layout.pack(views, step.program.parameters)
+    step.program.copies.copy_(step.program.parameters)
+    return step
+
+
+def gradients(step: TritonStep) -> list[Tensor | None]:
+    """What the launches found, in the published order and shape; None: not computed."""
+    planner = step.program.planner
+    found: list[Tensor | None] = []
+    for index, shape in enumerate(step.program.layout.shapes):
+        if step.program.layout.offsets[index] is None:
+            found.append(None)
+            continue
+        if index in planner.parts:
+            total = planner.parts[index].sum(1)
+        else:
+            total = planner.layout.view(planner.gradients, index)
+        total = total / step.program.loss_scale
+        found.append(total.permute(0, 4, 3, 1, 2) if len(shape) == 4 else total)
+    return found
+
+
+def autograd(
+    step: TritonStep, of: Problem, layers: Any, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Image, loss and gradients by torch, from the step's own perturbed input."""
+    leaves = [v.to(dtype).requires_grad_() for v in step.network.views(step.initial.clone())]
+    offsets = [noise.offset(noise.key(step.config.seed + f), 1) for f in step.fits]
+    z = step.program.z.permute(0, 3, 1, 2).float()
+    std = step.config.perturbation
+    z = reference.perturb(z, noise.table(), offsets, std, step.program.dtype).to(dtype)
+    output = step.network.forward(layers, leaves, z)[..., : of.shape[1], : of.shape[2]]
+    loss = (of.operator(output) - of.observation).square().flatten(1).mean(1)
+    # Scaled as in the kernels, or 16 bits could not hold the gradients.
+    scale = step.program.loss_scale
+    found = torch.autograd.grad(loss.sum() * scale, leaves, allow_unused=True)
+    grads = [
+        torch.zeros_like(leaf) if grad is None else grad / scale
+        for leaf, grad in zip(leaves, found, strict=True)
+    ]
+    return output.detach(), loss.detach(), grads
+
+
+def judge_step(config: FitConfig, of: Problem, dtype: torch.dtype) -> None:
+    """Run one step; judge the image, the loss, and the relative errors of all gradients."""
+    step = step_of(config, of, dtype)
+    exact = autograd(step, of, reference, torch.float64)
+    rounded = autograd(step, of, Rounded(dtype), torch.float32)
+    step()
+    judge(step.watch.output, exact[0], rounded[0], dtype)
+    torch.testing.assert_close(step.watch.loss.double(), exact[1], rtol=0.02, atol=0)
+    errors, allowed = [], []
+    of_layers = zip(step.network.parameters, gradients(step), exact[2], rounded[2], strict=True)
+    for parameter, found, truth, plain in of_layers:
+        if found is None:
+            assert parameter.name.endswith(".bias")
+        elif not parameter.name.endswith("join.beta"):  # without effect: rounding noise
+            size = truth.norm()
+            errors.append((found.double() - truth).norm() / size)
+            allowed.append((plain.double() - truth).norm() / size)
+    nothing = torch.zeros(len(errors), dtype=torch.float64)
+    judge(torch.stack(errors), nothing, torch.stack(allowed), dtype)
+
+
+@pytest.mark.parametrize(
+    "config", [c for _, c in TOPOLOGIES.values()], ids=[name for name, _ in TOPOLOGIES.values()]
+)
+def test_published_topologies(config: FitConfig) -> None:
+    """One step of each, two levels deep, in fp16, on a picture that the network's size exceeds."""
+    config = shrunk(config)
+    if unsupported(config.network):
+        pytest.skip(f"no kernel for {', '.join(unsupported(config.network))}")
+    judge_step(config, problem(), torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_storage(dtype: torch.dtype) -> None:
+    """Two fits, a mask, both ways to enlarge; in bfloat16, and in float32 as a check."""
+    config = replace(shrunk(FitConfig(network=FLASH)), average=None)
+    judge_step(config, problem(2, (16, 15), masked=True), dtype)
+
+
+def test_a_fit_in_five_steps() -> None:
+    """The image after five steps, against the reference in float64."""
+    config = shrunk(DENOISE, levels=1)
+    step = step_of(config, problem(), torch.float32)
+    plain = EagerStep(reference, problem(), config, torch.device("cpu"), torch.float64, None)
+    for name, tensor in step.good_state().items():
+        if name == "parameters":
+            step.program.layout.unpack(tensor, plain.network.views(plain.parameters))
+    plain.z.copy_(step.program.z.permute(0, 3, 1, 2))
+    for _ in range(5):
+        step()
+        plain()
+    torch.testing.assert_close(step.image().double(), plain.image(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(step.read().loss, plain.read().loss, rtol=1e-3, atol=0)
+
+
+def test_the_step_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared twice: the same launches, the same bits. Run: nothing but the launches."""
+    config = replace(shrunk(DENOISE, levels=1), stop=("es-wmv", "es-emv"))
+    steps = [step_of(config, problem(), torch.float16) for _ in range(2)]
+    first, second = ([described(launch) for launch in s.program.launches] for s in steps)
+    assert first == second
+    for step in steps:
+        step()
+    assert torch.equal(steps[0].watch.output, steps[1].watch.output)
+    assert torch.equal(steps[0].program.parameters, steps[1].program.parameters)
+    run: list[Launch] = []
+    monkeypatch.setattr(Launch, "__call__", lambda launch: run.append(launch))
+    with Silent():
+        steps[0]()
+    assert run == steps[0].program.launches
+
+
+class Silent(TorchDispatchMode):
+    """Refuses every operation of torch: to allocate, to copy, to read back."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise AssertionError(f"{func} was called within a step")
+
+
+def described(launch: Launch) -> tuple[Any, ...]:
+    """What must not change: all but where tensors lie."""
+    arguments = {
+        name: (tuple(value.shape), value.stride(), value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in launch.arguments.items()
+    }
+    return launch.name, launch.grid, arguments, launch.constants, launch.warps, launch.stages
+
+
+def test_another_problem_in_the_same_step() -> None:
+    """The observation is changed in place: the step fits the new one."""
+    config = shrunk(DENOISE, levels=1)
+    step, other = (step_of(config, problem(), torch.float32) for _ in range(2))
+    step.watch.observation.copy_(step.watch.observation.flip(-1))
+    step()
+    other()
+    assert torch.equal(step.watch.output, other.watch.output)
+    assert not torch.equal(step.watch.loss, other.watch.loss)
+
+
+def test_any_operator() -> None:
+    """An operator without a kernel: torch computes the loss between two lists of launches."""
+    config = shrunk(DENOISE, levels=1)
+    image = problem().observation
+    plain = step_of(config, problem(), torch.float32)
+    through = Problem(2 * image, (3, 22, 17), operator=lambda x: 2 * x)
+    step = step_of(config, through, torch.float32)
+    for each in (plain, step):
+        each()
+    torch.testing.assert_close(step.watch.loss, 4 * plain.watch.loss)
+    for one, four in zip(gradients(plain), gradients(step), strict=True):
+        if one is not None and four is not None:
+            torch.testing.assert_close(four, 4 * one, rtol=1e-3, atol=1e-6)
+
+
+def test_a_fit() -> None:
+    """As a person runs it: the loss falls, the record says where, and the state comes back."""
+    config = shrunk(DENOISE, levels=1)
+    config = replace(config, iterations=2, read_every=1)
+    result = fit(problem(), config, backend="triton", device="cpu")
+    assert (result.record["backend"], result.record["precision"]) == ("triton", "fp16")
+    losses = result.record["history"]["loss"]
+    assert losses[-1] < losses[0]
+    names = [parameter.name for parameter in Skip(config.network).parameters]
+    assert set(names) <= set(result.weights)
