@@ -24,7 +24,7 @@ class EagerBackend:
 
     def __init__(self, name: str, precisions: tuple[str, ...]) -> None:
         self.name = name
-        self.devices = ("cpu", "cuda", "xpu", "mps")
+        self.devices: tuple[str, ...] = ("cpu", "cuda", "xpu", "mps")
         self.precisions = precisions
 
     def unavailable(self, device: torch.device, config: FitConfig) -> list[str]:
