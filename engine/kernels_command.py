@@ -166,32 +166,31 @@ def _kernels(pairs: "list[tuple[Launch, Compiled]]") -> list[dict[str, Any]]:
 
 
 def _print(found: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    table = Table(title="Kernels, compiled ahead of time")
-    heads = ("arch", "registers", "spills", "shared", "matrix", "async", "widest load", "waves")
-    table.add_column("kernel", overflow="fold")
-    for head in heads:
-        table.add_column(head, justify="right")
-    for row in found["kernels"]:
-        waves = "" if row["waves"] is None else f"{row['waves']:.1f}"
-        cells = (row["registers"], row["spills"], row["shared"], row["matrix_instructions"])
-        widest = max(row["load_bits"], default=0)
-        table.add_row(
-            row["name"], row["arch"], *map(str, (*cells, row["async_copies"], widest)), waves
-        )
-    console.print(table)
-    table = Table(title="A step, modelled: nothing here was measured")
-    for head in ("GPU", "size", "dtype", "launches", "GFLOP", "GB", "modelled ms", "it/s", "roof"):
-        table.add_column(head, justify="left" if head == "GPU" else "right")
+    for arch in dict.fromkeys(row["arch"] for row in found["kernels"]):
+        rows = [row for row in found["kernels"] if row["arch"] == arch]
+        table = Table(title=f"{arch}: {len(rows)} kernels, compiled ahead of time", box=box.SIMPLE)
+        table.add_column("kernel", no_wrap=True)
+        for head in ("registers", "spills", "shared", "matrix", "async", "bits", "waves"):
+            table.add_column(head, justify="right")
+        for row in rows:
+            cells = (row["registers"], row["spills"], row["shared"], row["matrix_instructions"])
+            widest = max(row["load_bits"], default=0)
+            waves = "" if row["waves"] is None else f"{row['waves']:.1f}"
+            table.add_row(row["name"], *map(str, (*cells, row["async_copies"], widest)), waves)
+        console.print(table)
+    table = Table(title="A step, modelled: nothing here was measured", box=box.SIMPLE)
+    for head in ("GPU", "size", "launches", "GFLOP", "GB", "ms", "it/s", "of the roof"):
+        table.add_column(head, justify="left" if head == "GPU" else "right", no_wrap=True)
     for row in found["steps"]:
         share = "" if row["roof_share"] is None else f"{row['roof_share']:.0%}"
         table.add_row(
             row["gpu"],
             str(row["size"]),
-            row["dtype"],
             str(row["launches"]),
             f"{row['flops'] / 1e9:.0f}",
             f"{row['bytes'] / 1e9:.2f}",

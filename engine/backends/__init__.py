@@ -58,13 +58,13 @@ def select(name: str, device: torch.device, config: FitConfig) -> tuple[Backend,
         raise ConfigError(f"backend: expected one of auto, {', '.join(names)}, got {name!r}")
     notes: list[str] = []
     for backend in BACKENDS:
+        if name == "auto" and device.type not in backend.devices:
+            continue
         if name not in ("auto", backend.name):
             continue
         reasons = backend.unavailable(device, config)
         if not reasons:
             auto = config.precision == "auto"
             return backend, backend.precision(device) if auto else config.precision, notes
-        if name == "auto" and device.type not in backend.devices:
-            continue
         notes.append(f"backend {backend.name} cannot run here: {'; '.join(reasons)}")
     raise UnavailableError("; ".join(notes))
