@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from flashdip.engine.fit import fit
+    from flashdip.engine.fit_many import fit_many, fits_in_memory
     from flashdip.engine.images import Picture, load, save
     from flashdip.engine.metrics import psnr
     from flashdip.engine.operators import (
@@ -53,6 +54,8 @@ _HOME = {
     "dejpeg": "tasks",
     "denoise": "tasks",
     "fit": "fit",
+    "fit_many": "fit_many",
+    "fits_in_memory": "fit_many",
     "inpaint": "tasks",
     "load": "images",
     "preset": "presets",
@@ -84,6 +87,8 @@ __all__ = [
     "dejpeg",
     "denoise",
     "fit",
+    "fit_many",
+    "fits_in_memory",
     "inpaint",
     "load",
     "preset",

@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flashdip.engine.backends import resolve_device, select
+from flashdip.engine.backends.base import Backend, Step
 from flashdip.engine.checkpoint import Checkpoint, fingerprint
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ShapeError
@@ -61,47 +63,97 @@ def fit(
     """
     begun = time.perf_counter()
     tell: Callback = callback or (lambda event: None)
-    _check(problem, truth)
-    network = dataclasses.replace(config.network, outputs=problem.shape[0])
-    config = dataclasses.replace(config, network=network)
-    place = resolve_device(device)
-    chosen, precision, passed_over = select(backend, place, config)
-    notes = [*notes, *passed_over]
-    step = chosen.prepare(problem, config, place, precision, None if truth is None else truth[None])
+    check(problem, truth)
+    place = Place.choose(problem, config, backend, device, notes)
+    config = place.config
+    step = place.prepare(problem, None if truth is None else truth[None])
     file = None
     if checkpoint is not None:
-        identity = fingerprint(problem, config, chosen.name, str(place), precision)
+        name, precision = place.backend.name, place.precision
+        identity = fingerprint(problem, config, name, str(place.device), precision)
         file = Checkpoint(Path(checkpoint), identity)
-    run = Run(step, config, problem.sigma, file, tell)
-    size = problem.shape[1], problem.shape[2]
-    inner = config.network.network_size(*size)
-    tell(
-        Started(
-            step.iteration,
-            config.iterations,
-            chosen.name,
-            str(place),
-            precision,
-            size,
-            inner,
-            tuple(notes),
-        )
-    )
+    slot = step.slots[0]
+    run = Run(slot, config, problem.sigma, file, tell)
+    tell(place.started(slot.iteration))
     setup = time.perf_counter() - begun
 
     run.start()
-    with kept_pages() if place.type == "cpu" else contextlib.nullcontext():
+    with place.memory():
         while run.reason is None:
             step()
             if run.due():
-                run.read()
+                run.read(slot.read())
             if run.reason is None and interrupted():
                 run.reason = "interrupted"
-    iterations, seconds = step.iteration, run.elapsed()
-    run.save()
+    return outcome(run, problem, truth, place, setup)
 
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how problems of one shape are fitted.
+
+    Attributes:
+        config: With as many outputs as the images have channels.
+        size: Height and width of the images.
+        backend: The one chosen.
+        device: Where it runs.
+        precision: What the config's stands for there.
+        notes: Lines that a person should see with the start of a fit and in the record.
+    """
+
+    config: FitConfig
+    size: tuple[int, int]
+    backend: Backend
+    device: torch.device
+    precision: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def choose(
+        cls, problem: Problem, config: FitConfig, backend: str, device: str, notes: Sequence[str]
+    ) -> "Place":
+        """Choose; see `fit` for the arguments."""
+        channels, height, width = problem.shape
+        network = dataclasses.replace(config.network, outputs=channels)
+        config = dataclasses.replace(config, network=network)
+        found = resolve_device(device)
+        chosen, precision, passed_over = select(backend, found, config)
+        return cls(config, (height, width), chosen, found, precision, (*notes, *passed_over))
+
+    def prepare(self, problem: Problem, truth: Tensor | None) -> Step:
+        """Build the step; see `Backend.prepare`."""
+        return self.backend.prepare(problem, self.config, self.device, self.precision, truth)
+
+    def started(self, iteration: int) -> Started:
+        """Return the event that a fit begins, or goes on, after so many iterations."""
+        config, name, device = self.config, self.backend.name, str(self.device)
+        inner = config.network.network_size(*self.size)
+        limit = config.iterations
+        return Started(iteration, limit, name, device, self.precision, self.size, inner, self.notes)
+
+    def memory(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context to iterate in."""
+        return kept_pages() if self.device.type == "cpu" else contextlib.nullcontext()
+
+
+def outcome(run: Run, problem: Problem, truth: Tensor | None, place: Place, setup: float) -> Result:
+    """Return the result of a run that is over, after saving it and telling so.
+
+    Args:
+        run: Its `reason` is set.
+        problem: What was fitted.
+        truth: The undamaged image, [C, H, W], or None.
+        place: Where it was fitted.
+        setup: Seconds before the first iteration.
+
+    Raises:
+        DivergedError: There is no image.
+    """
+    assert run.reason is not None
+    iterations, seconds = run.slot.iteration, run.elapsed()
+    run.save()
     best = run.finish()
-    tell(Finished(iterations, best.iteration, run.reason, seconds))
+    run.tell(Finished(iterations, best.iteration, run.reason, seconds))
     image = problem.paste(best.image)[0].cpu().float().contiguous()
     record = {
         "psnr": None if truth is None else psnr(image, truth.cpu()),
@@ -111,23 +163,28 @@ def fit(
         "seconds_setup": setup,
         "seconds_fit": seconds,
         "iterations_per_second": run.done / max(seconds, 1e-9),
-        "peak_memory_bytes": _peak_memory(place),
-        "backend": chosen.name,
-        "device": str(place),
-        "precision": precision,
-        "seed": config.seed,
+        "peak_memory_bytes": _peak_memory(place.device),
+        "backend": place.backend.name,
+        "device": str(place.device),
+        "precision": place.precision,
+        "seed": run.config.seed,
         "retries": run.guard.total,
         "sigma": problem.sigma,
         "shape": list(problem.shape),
-        "notes": [*notes, *run.notes],
+        "notes": [*place.notes, *run.notes],
         "versions": _versions(),
-        "config": config.record(),
+        "config": run.config.record(),
         "history": run.history,
     }
     return Result(image, record, best.weights | {"image": image}, plain_picture(image))
 
 
-def _check(problem: Problem, truth: Tensor | None) -> None:
+def check(problem: Problem, truth: Tensor | None) -> None:
+    """Refuse what is no single fit, and a truth that is not its image's.
+
+    Raises:
+        ShapeError: It is so.
+    """
     if problem.fits != 1:
         raise ShapeError(f"observation: expected a single fit, [1, ...], got {problem.fits} fits")
     if truth is not None and tuple(truth.shape) != tuple(problem.shape):

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from flashdip.engine.backends.base import Statistics, Step
+from flashdip.engine.backends.base import Slot, Statistics
 
 JUMP = 10**0.5  # a loss that grew so much, 5 dB, since the last reading: the published threshold
 CAREFUL = 100  # iterations at half the rate after going back
@@ -17,7 +17,7 @@ class Guard:
     led away.
 
     Args:
-        step: The fit to watch, freshly prepared.
+        slot: The fit to watch, freshly prepared.
         retries: How often to go back in a row, that is without getting `CAREFUL` iterations past
             the place.
 
@@ -26,15 +26,15 @@ class Guard:
         exhausted: Whether the last check went back once too often.
     """
 
-    def __init__(self, step: Step, retries: int) -> None:
-        self.step = step
+    def __init__(self, slot: Slot, retries: int) -> None:
+        self.slot = slot
         self.retries = retries
         self.total = 0
         self.in_a_row = 0
         self.failed_at = 0
         self.loss = math.inf
-        self.good: dict[str, Tensor] = step.good_state()
-        self.good_iteration = step.iteration
+        self.good: dict[str, Tensor] = slot.good_state()
+        self.good_iteration = slot.iteration
 
     @property
     def exhausted(self) -> bool:
@@ -48,34 +48,34 @@ class Guard:
 
     def accept(self, statistics: Statistics) -> bool:
         """Keep the state and return True; or, if the fit diverged, go back and return False."""
-        iteration = self.step.iteration
+        iteration = self.slot.iteration
         if self.sound(statistics):
             if iteration >= self.failed_at + CAREFUL:
-                self.in_a_row, self.step.rate_scale = 0, 1.0
+                self.in_a_row, self.slot.rate_scale = 0, 1.0
             self.loss = statistics.loss
-            self.good, self.good_iteration = self.step.good_state(), iteration
+            self.good, self.good_iteration = self.slot.good_state(), iteration
             return True
         self.go_back()
         self.in_a_row += 1
         self.failed_at = iteration
         if not self.exhausted:
             self.total += 1
-            self.step.rate_scale = 0.5**self.in_a_row
-            self.step.retry = self.total
+            self.slot.rate_scale = 0.5**self.in_a_row
+            self.slot.retry = self.total
         return False
 
     def go_back(self) -> None:
         """Restore the last good state."""
-        self.step.load(self.good, self.good_iteration)
+        self.slot.load(self.good, self.good_iteration)
 
     def state(self) -> dict[str, float]:
         """Return the counters, for a checkpoint."""
         names = ("total", "in_a_row", "failed_at", "loss", "good_iteration")
-        return {name: getattr(self, name) for name in names} | {"rate_scale": self.step.rate_scale}
+        return {name: getattr(self, name) for name in names} | {"rate_scale": self.slot.rate_scale}
 
     def load(self, state: dict[str, float], good: dict[str, Tensor]) -> None:
         """Go on from what `state` returned."""
         for name, value in state.items():
-            setattr(self.step if name == "rate_scale" else self, name, value)
-        self.step.retry = self.total
+            setattr(self.slot if name == "rate_scale" else self, name, value)
+        self.slot.retry = self.total
         self.good = good

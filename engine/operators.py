@@ -4,7 +4,7 @@ An operator takes an image [F, C, H, W] with values in [0, 1] to a measurement w
 too. Any callable on tensors will do for a fit; a linear one also has an adjoint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -129,6 +129,22 @@ class Compose:
 
     def adjoint(self, measurement: Tensor, /) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(measurement))
+
+
+class Each:
+    """A x = (A_1 x_1, ..., A_F x_F): every fit has an operator of its own.
+
+    Args:
+        operators: One for each fit; each takes an image [1, C, H, W], and their measurements have
+            one shape.
+    """
+
+    def __init__(self, operators: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        self.operators = list(operators)
+
+    def __call__(self, image: Tensor, /) -> Tensor:
+        pairs = zip(self.operators, image.split(1), strict=True)
+        return torch.cat([operator(part) for operator, part in pairs])
 
 
 def _transpose(operator: Callable[[Tensor], Tensor], at: Tensor, measurement: Tensor) -> Tensor:

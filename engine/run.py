@@ -1,4 +1,4 @@
-"""One run of a fit: what changes while it goes on, beside the step's own state."""
+"""One run of a fit: what changes while it goes on, beside the state on the device."""
 
 import time
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashdip.engine.backends.base import Statistics, Step
+from flashdip.engine.backends.base import Slot, Statistics
 from flashdip.engine.checkpoint import Checkpoint
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import DivergedError, OutputError
@@ -24,15 +24,15 @@ class Best:
     """The image and the network of the selected iteration."""
 
     iteration: int
-    image: Tensor  # [F, C, H, W]
+    image: Tensor  # [1, C, H, W]
     weights: dict[str, Tensor]
 
 
 class Run:
-    """Reads the statistics, asks guard and rules, keeps the best, the history and the checkpoint.
+    """Judges the statistics: asks guard and rules, keeps the best, the history and the checkpoint.
 
     Args:
-        step: The fit, freshly prepared.
+        slot: The fit, freshly prepared.
         config: How it is done.
         sigma: Standard deviation of the noise, or None.
         file: Where to save to and go on from, or None.
@@ -46,15 +46,15 @@ class Run:
 
     def __init__(
         self,
-        step: Step,
+        slot: Slot,
         config: FitConfig,
         sigma: float | None,
         file: Checkpoint | None,
         tell: Callback,
     ) -> None:
-        self.step, self.config, self.file, self.tell = step, config, file, tell
+        self.slot, self.config, self.file, self.tell = slot, config, file, tell
         self.stopping = Stopping(config, sigma)
-        self.guard = Guard(step, config.retries)
+        self.guard = Guard(slot, config.retries)
         self.best: Best | None = None
         self.reason: str | None = None
         self.notes: list[str] = []
@@ -79,16 +79,16 @@ class Run:
     @property
     def done(self) -> int:
         """Iterations done, repeated ones included."""
-        return self._done + max(0, self.step.iteration - self.guard.good_iteration)
+        return self._done + max(0, self.slot.iteration - self.guard.good_iteration)
 
     def due(self) -> bool:
         """Return whether the statistics are to be read after this iteration."""
-        iteration = self.step.iteration
+        iteration = self.slot.iteration
         return iteration % self.config.read_every == 0 or iteration == self.config.iterations
 
-    def read(self) -> None:
-        """Read the statistics back; judge, record and tell them."""
-        at, statistics = self.step.iteration, self.step.read()
+    def read(self, statistics: Statistics) -> None:
+        """Judge, record and tell the statistics that were read after this iteration."""
+        at = self.slot.iteration
         advanced = at - self.guard.good_iteration
         self._done += advanced
         if not self.guard.accept(statistics):
@@ -122,9 +122,9 @@ class Run:
         """
         if self.best is not None:
             return self.best
-        if self.reason == "interrupted" and not self.guard.sound(self.step.read()):
+        if self.reason == "interrupted" and not self.guard.sound(self.slot.read()):
             self.guard.go_back()
-        if self.step.iteration == 0:
+        if self.slot.iteration == 0:
             raise DivergedError(
                 "fit: expected a finite loss that falls, got another one before the first image, "
                 f"{self.guard.total} retries included; lower the learning rate "
@@ -138,14 +138,14 @@ class Run:
             return
         self._last_save = time.perf_counter()
         tensors = {
-            "step": self.step.good_state(),
-            "statistics": self.step.statistics_state(),
+            "step": self.slot.good_state(),
+            "statistics": self.slot.statistics_state(),
             "guard": self.guard.good,
         }
         if self.best is not None:
             tensors |= {"best": {"image": self.best.image}, "fitted": self.best.weights}
         notes: dict[str, Any] = {
-            "iteration": self.step.iteration,
+            "iteration": self.slot.iteration,
             "guard": self.guard.state(),
             "rules": self.stopping.state(),
             "best": None if self.best is None else self.best.iteration,
@@ -165,7 +165,7 @@ class Run:
         if saved is None:
             return
         tensors, notes = saved
-        self.step.load(tensors["step"] | tensors["statistics"], notes["iteration"])
+        self.slot.load(tensors["step"] | tensors["statistics"], notes["iteration"])
         self.guard.load(notes["guard"], tensors["guard"])
         self.stopping.load(notes["rules"])
         if notes["best"] is not None:
@@ -175,7 +175,7 @@ class Run:
 
     def _keep(self) -> Best:
         with torch.no_grad():
-            return Best(self.step.iteration, self.step.image().clone(), self.step.fitted())
+            return Best(self.slot.iteration, self.slot.image().clone(), self.slot.fitted())
 
 
 def _jump(statistics: Statistics) -> str:

@@ -1,9 +1,11 @@
 """What a backend is: where a fit runs and with which kernels.
 
 A backend says why it cannot run (`unavailable`) and builds a `Step` (`prepare`). Calling the step
-advances every fit by one iteration without waiting for the device; only `read` waits.
+advances every fit by one iteration without waiting for the device; only `read` waits. Each fit has
+a `Slot` of the step, which another fit may take when it is done.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,8 +33,8 @@ class Statistics(NamedTuple):
     squared_error: float  # of the averaged output against the truth; NaN without one
 
 
-class Step(Protocol):
-    """A fit, prepared: its state on a device, and how to advance it.
+class Slot(Protocol):
+    """One fit of a step: its state on the device, and how far it got.
 
     Attributes:
         iteration: Iterations done.
@@ -44,16 +46,12 @@ class Step(Protocol):
     rate_scale: float
     retry: int
 
-    def __call__(self) -> None:
-        """Advance by one iteration."""
-        ...
-
     def read(self) -> Statistics:
         """Wait for the device and return the statistics of the last iteration."""
         ...
 
     def image(self) -> Tensor:
-        """Return the averaged output, [F, C, H, W] float32 in [0, 1], on the device."""
+        """Return the averaged output, [1, C, H, W] float32 in [0, 1], on the device."""
         ...
 
     def good_state(self) -> dict[str, Tensor]:
@@ -65,11 +63,39 @@ class Step(Protocol):
         ...
 
     def fitted(self) -> dict[str, Tensor]:
-        """Copy the first fit's parameters by name, in order, and its input "z" to the CPU."""
+        """Copy the parameters by name, in order, and the network's input "z" to the CPU."""
         ...
 
     def load(self, state: dict[str, Tensor], iteration: int) -> None:
         """Go on from copied state; entries that are missing stay as they are."""
+        ...
+
+    def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
+        """Start another fit in place; its neighbours do not notice.
+
+        Args:
+            problem: A single fit (F = 1) of the same shapes. The step must have been prepared with
+                an `Each`, and with operators of the same kind: see `fit_many`.
+            seed: Of the initial weights, z and the perturbation.
+            truth: The undamaged image, [C, H, W], or None.
+        """
+        ...
+
+
+class Step(Protocol):
+    """Fits, prepared: one slot for each, and how to advance them together."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """One for each fit."""
+        ...
+
+    def __call__(self) -> None:
+        """Advance every fit by one iteration."""
+        ...
+
+    def read(self) -> list[Statistics]:
+        """Wait for the device and return the statistics of each fit's last iteration."""
         ...
 
 
@@ -95,5 +121,13 @@ class Backend(Protocol):
         precision: str,
         truth: Tensor | None,
     ) -> Step:
-        """Build the step: parameters initialised, memory taken, kernels compiled."""
+        """Build the step: parameters initialised, memory taken, kernels compiled.
+
+        Args:
+            problem: F fits; fit f of them has the seed `config.seed + f`.
+            config: How they are fitted.
+            device: Where.
+            precision: See `FitConfig`; not "auto".
+            truth: The undamaged images, [F or 1, C, H, W], or None.
+        """
         ...

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.observe import Observer
+from flashdip.engine.backends.slots import TensorSlot
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
 from flashdip.engine.problems import Problem
@@ -74,97 +75,89 @@ class EagerStep:
         self.ops, self.config, self.dtype = ops, config, dtype
         self.network = Skip(config.network)
         self.size = problem.shape[1:]
-        self.fits = range(problem.fits)
-        self.iteration, self.rate_scale, self.retry = 0, 1.0, 0
 
         wide = torch.float64 if dtype == torch.float64 else torch.float32
 
-        def place(tensor: Tensor) -> Tensor:
-            return tensor.to(device, wide)
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(problem.fits, *shape, device=device, dtype=wide)
 
         self.watch = Observer(problem, config, device, wide, truth)
-        self.z = torch.stack([initial_input(config, self.size, config.seed + f) for f in self.fits])
-        self.z = place(self.z).contiguous(memory_format=torch.channels_last)
-        self.table = place(noise.table())
+        self.z = zeros(config.network.inputs, *config.network.network_size(*self.size))
+        self.z = self.z.contiguous(memory_format=torch.channels_last)
+        self.table = noise.table().to(device, wide)
 
-        weights = [self.network.initialise(config.seed + f) for f in self.fits]
-        self.parameters = place(torch.stack(weights))  # [F, P]
-        self.gradients = torch.zeros_like(self.parameters)
-        self.moments = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
+        count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
+        self.parameters, self.gradients = zeros(count), zeros(count)  # [F, P]
+        self.moments = zeros(count), zeros(count)
         # Leaves share memory with the flat parameters.
         self.leaves = [v.requires_grad_() for v in self.network.views(self.parameters.detach())]
+        self.trained = {
+            "parameters": self.parameters,
+            "moment1": self.moments[0],
+            "moment2": self.moments[1],
+        }
+        self.slots = [EagerSlot(self, fit) for fit in range(problem.fits)]
+        for slot in self.slots:
+            slot.start(config.seed + slot.index)
 
     def __call__(self) -> None:
-        """Advance by one iteration."""
-        self.iteration += 1
+        """Advance every fit by one iteration."""
         config = self.config
+        for slot in self.slots:
+            slot.iteration += 1
         offsets = [
-            noise.offset(noise.key(config.seed + f, retry=self.retry), self.iteration)
-            for f in self.fits
+            noise.offset(noise.key(slot.seed, retry=slot.retry), slot.iteration)
+            for slot in self.slots
         ]
         x = self.ops.perturb(self.z, self.table, offsets, config.perturbation, self.dtype)
         output = self.network.forward(self.ops, self.leaves, x)
         output = output[..., : self.size[0], : self.size[1]]
         residual = self.watch.operator(output) - self.watch.observation
-        loss = residual.square().reshape(len(self.fits), -1).mean(1)  # [F]
+        loss = residual.square().reshape(len(self.slots), -1).mean(1)  # [F]
         # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
         gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
         with torch.no_grad():
             for target, gradient in zip(self.network.views(self.gradients), gradients, strict=True):
                 if gradient is not None:
                     target.copy_(gradient)
-            self.ops.adam(
-                self.parameters,
-                self.gradients,
-                *self.moments,
-                step=self.iteration,
-                rate=config.rate(self.iteration) * self.rate_scale,
-                betas=config.betas,
-                eps=config.eps,
-            )
-            self.watch.update(output.detach(), loss.detach(), self.iteration)
+            for slot in self.slots:
+                own = slice(slot.index, slot.index + 1)
+                self.ops.adam(
+                    self.parameters[own],
+                    self.gradients[own],
+                    self.moments[0][own],
+                    self.moments[1][own],
+                    step=slot.iteration,
+                    rate=config.rate(slot.iteration) * slot.rate_scale,
+                    betas=config.betas,
+                    eps=config.eps,
+                )
+            iterations = [slot.iteration for slot in self.slots]
+            self.watch.update(output.detach(), loss.detach(), iterations)
 
-    def image(self) -> Tensor:
-        """Return the averaged output, [F, C, H, W]."""
-        return self.watch.image(self.iteration)
+    def read(self) -> list[Statistics]:
+        """Wait for the device; return the last statistics of each fit."""
+        return self.watch.read([slot.iteration for slot in self.slots])
 
-    def read(self) -> Statistics:
-        """Wait for the device; return the last statistics, averaged over fits."""
-        return self.watch.read(self.iteration)
 
-    def _good(self) -> dict[str, Tensor]:
-        own = {
-            "parameters": self.parameters,
-            "moment1": self.moments[0],
-            "moment2": self.moments[1],
-        }
-        return own | self.watch.good()
+class EagerSlot(TensorSlot):
+    """One fit of an `EagerStep`."""
 
-    def good_state(self) -> dict[str, Tensor]:
-        """Copy what a divergent fit goes back to."""
-        return {name: tensor.detach().clone() for name, tensor in self._good().items()}
+    step: EagerStep
 
-    def statistics_state(self) -> dict[str, Tensor]:
-        """Return a copy of the window."""
-        return {"window": self.watch.window.clone()}
+    def _draw(self) -> None:
+        step = self.step
+        step.parameters[self.index].copy_(step.network.initialise(self.seed))
+        step.z[self.index].copy_(initial_input(step.config, step.size, self.seed))
 
     def fitted(self) -> dict[str, Tensor]:
-        """Return copies of the first fit's parameters by name, in order, and its input "z"."""
-        names = [parameter.name for parameter in self.network.parameters]
-        tensors = dict(zip(names, self.leaves, strict=True)) | {"z": self.z}
+        """Return copies of the parameters by name, in order, and of the input "z"."""
+        names = [parameter.name for parameter in self.step.network.parameters]
+        tensors = dict(zip(names, self.step.leaves, strict=True)) | {"z": self.step.z}
         return {
-            name: tensor[0].detach().to("cpu", torch.float32, copy=True).contiguous()
+            name: tensor[self.index].detach().to("cpu", torch.float32, copy=True).contiguous()
             for name, tensor in tensors.items()
         }
-
-    def load(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Go on from copied state."""
-        self.iteration = iteration
-        self.watch.output = self.watch.output.clone()  # it may still be part of a larger one
-        own = self._good() | {"window": self.watch.window}
-        with torch.no_grad():
-            for name, tensor in state.items():
-                own[name].copy_(tensor)
 
 
 def _fast_bf16() -> bool:

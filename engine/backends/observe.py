@@ -1,6 +1,7 @@
 """What a step watches beside the fit itself: the averaged output and the stopping statistics."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from flashdip.engine.backends.base import Statistics
 from flashdip.engine.config import FitConfig
 from flashdip.engine.noise_level import clipped_variance
+from flashdip.engine.operators import Each
 from flashdip.engine.problems import Problem
 
 PIXELS = 65_536  # of an output enter its windowed variance, so that the window stays small
@@ -30,7 +32,7 @@ class Observer:
         loss: Of the last output, [F].
         window: The last outputs at `sample`, in a ring, [window, F, n].
         sample: Which values of an output enter the window, [n] int64.
-        moving_mean: Exponential moving mean of the outputs.
+        moving_mean: Exponential moving mean of the outputs; without values unless asked for.
         moving_variance: Exponential moving variance about it, [F].
     """
 
@@ -47,60 +49,97 @@ class Observer:
 
         self.config, self.operator = config, problem.operator
         self.observation = place(problem.observation)
-        self.truth = None if truth is None else place(truth)
+        self.truths: list[Tensor | None] = [None] * problem.fits
+        if truth is not None:
+            self.truths = list(place(truth).expand(problem.fits, -1, -1, -1).split(1))
         measured = torch.ones(()) if problem.measured is None else problem.measured
         self.measured = place((measured > 0).expand(self.observation.shape))
-        self.sigma, self.clipped = problem.sigma, problem.clipped
+        self.sigma, self.clipped = ([of] * problem.fits for of in (problem.sigma, problem.clipped))
 
         image = place(torch.zeros(problem.fits, *problem.shape))
-        self.output, self.average, self.moving_mean = image, image.clone(), image.clone()
+        self.output, self.average = image, image.clone()
+        self.moving_mean = image.clone() if "es-emv" in config.stop else image[:, :0].clone()
         self.loss = place(torch.zeros(problem.fits))
         self.moving_variance = self.loss.clone()
         self.sample = spread(image[0].numel()).to(device)
         length = config.window if "es-wmv" in config.stop else 0
         self.window = place(torch.zeros(length, problem.fits, len(self.sample)))
 
-    def update(self, output: Tensor, loss: Tensor, iteration: int) -> None:
-        """Take in the output and loss of an iteration, counted from 1."""
+    def replace(self, fit: int, problem: Problem, truth: Tensor | None) -> None:
+        """Watch another problem, a single one, in place of a fit; see `Slot.replace`."""
+        assert isinstance(self.operator, Each)
+        self.operator.operators[fit] = problem.operator
+        self.observation[fit].copy_(problem.observation[0])
+        measured = torch.ones(()) if problem.measured is None else problem.measured
+        self.measured[fit].copy_((measured > 0).expand(problem.observation.shape)[0])
+        self.sigma[fit], self.clipped[fit] = problem.sigma, problem.clipped
+        self.truths[fit] = None if truth is None else truth[None].to(self.observation)
+
+    def update(self, output: Tensor, loss: Tensor, iterations: Sequence[int]) -> None:
+        """Take in the outputs and losses of an iteration, for each fit counted from 1."""
         self.output, self.loss = output, loss
         if self.config.average is not None:
             self.average.lerp_(output, 1 - self.config.average)
         if len(self.window):
-            self.window[(iteration - 1) % len(self.window)] = output.flatten(1)[:, self.sample]
+            sampled = output.flatten(1)[:, self.sample]
+            for fit, iteration in enumerate(iterations):
+                self.window[(iteration - 1) % len(self.window), fit] = sampled[fit]
         if "es-emv" in self.config.stop:
             distance = (output - self.moving_mean).square().flatten(1).mean(1)
             self.moving_variance.add_(MOVING_RATE * distance).mul_(1 - MOVING_RATE)
             self.moving_mean.lerp_(output, MOVING_RATE)
 
-    def image(self, iteration: int) -> Tensor:
-        """Return the averaged output after so many iterations, [F, C, H, W]."""
+    def image(self, fit: int, iteration: int) -> Tensor:
+        """Return the averaged output of a fit after so many iterations, [1, C, H, W]."""
         if self.config.average is None or iteration == 0:
-            return self.output
-        return self.average / (1 - self.config.average**iteration)
+            return self.output[fit : fit + 1]
+        return self.average[fit : fit + 1] / (1 - self.config.average**iteration)
 
-    def read(self, iteration: int) -> Statistics:
-        """Wait for the device; return the statistics, averaged over fits."""
+    def read(self, iterations: Sequence[int]) -> list[Statistics]:
+        """Wait for the device, once; return the statistics of each fit after so many iterations."""
         with torch.no_grad():
-            image = self.image(iteration)
-            ideal = self.operator(image)
-            share = self.measured.mean()
-            residual = (ideal - self.observation).square().mean() / share
-            nothing = torch.full_like(residual, math.nan)
-            expected = nothing
-            if self.sigma is not None:
-                level = torch.full_like(ideal, self.sigma**2)
-                level = clipped_variance(ideal, self.sigma) if self.clipped else level
-                expected = (level * self.measured).mean() / share
-            full = len(self.window) and iteration >= len(self.window)
-            values = [
-                self.loss.mean(),
+            images = [self.image(fit, iteration) for fit, iteration in enumerate(iterations)]
+            ideals = self.operator(images[0] if len(images) == 1 else torch.cat(images)).split(1)
+            values = torch.stack(
+                [
+                    self._statistics(fit, iteration, image, ideal)
+                    for fit, (iteration, image, ideal) in enumerate(
+                        zip(iterations, images, ideals, strict=True)
+                    )
+                ]
+            )
+            return [Statistics(*row) for row in values.tolist()]
+
+    def _statistics(self, fit: int, iteration: int, image: Tensor, ideal: Tensor) -> Tensor:
+        """Return the fields of `Statistics` for one fit, still on the device.
+
+        Args:
+            fit: Its place.
+            iteration: Iterations done.
+            image: Its averaged output, [1, C, H, W].
+            ideal: What would be measured of that, [1, ...].
+        """
+        own = slice(fit, fit + 1)
+        measured, sigma, truth = self.measured[own], self.sigma[fit], self.truths[fit]
+        share = measured.mean()
+        residual = (ideal - self.observation[own]).square().mean() / share
+        nothing = torch.full_like(residual, math.nan)
+        expected = nothing
+        if sigma is not None:
+            level = torch.full_like(ideal, sigma**2)
+            level = clipped_variance(ideal, sigma) if self.clipped[fit] else level
+            expected = (level * measured).mean() / share
+        full = len(self.window) and iteration >= len(self.window)
+        return torch.stack(
+            [
+                self.loss[fit],
                 residual.sqrt(),
                 expected.sqrt(),
-                self.window.var(dim=0, correction=0).mean() if full else nothing,
-                self.moving_variance.mean() if "es-emv" in self.config.stop else nothing,
-                nothing if self.truth is None else (image - self.truth).square().mean(),
+                self.window[:, own].var(dim=0, correction=0).mean() if full else nothing,
+                self.moving_variance[fit] if "es-emv" in self.config.stop else nothing,
+                nothing if truth is None else (image - truth).square().mean(),
             ]
-            return Statistics(*torch.stack(values).tolist())
+        )
 
     def good(self) -> dict[str, Tensor]:
         """Return what a divergent fit has to go back to; repeated iterations rewrite the window."""

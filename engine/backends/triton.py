@@ -1,6 +1,7 @@
 """The backend of the Triton kernels: a fixed list of launches, captured once and replayed."""
 
 import contextlib
+import dataclasses
 import gc
 import os
 from collections.abc import Callable, Sequence
@@ -13,19 +14,24 @@ from torch import Tensor
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.eager import initial_input
 from flashdip.engine.backends.observe import MOVING_RATE, Observer, spread
+from flashdip.engine.backends.slots import TensorSlot
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip, SkipConfig
-from flashdip.engine.operators import Identity, Mask
+from flashdip.engine.operators import Each, Identity, Mask
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
 
 if TYPE_CHECKING:
     from flashdip.kernels.fused.launch import Launch
-    from flashdip.kernels.fused.program import Recorded
+    from flashdip.kernels.fused.program import Images, Program, Recorded
     from flashdip.kernels.fused.tiles import Architecture
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 OLDEST = (8, 0)  # compute capability
+
+# Images on the device, of each fit: observation, what of it was measured, output, average, mask,
+# truth and the best; two more while it is read; temporaries of the one that is judged.
+_KEPT, _READ, _JUDGED = 7, 2, 10
 
 
 class TritonBackend:
@@ -68,7 +74,7 @@ class TritonBackend:
 
 
 class TritonStep:
-    """One iteration as launches; see `Step`.
+    """One iteration of F fits as launches; see `Step`.
 
     Args:
         problem: F fits.
@@ -78,7 +84,8 @@ class TritonStep:
         truth: The undamaged images, or None.
 
     Attributes:
-        iteration: Iterations done.
+        mask: What outputs are multiplied by before they are compared, [F, C, H, W]; None: nothing.
+        initial: Weights that the fits began with, [F, P] on the CPU, in the published order.
     """
 
     def __init__(
@@ -89,63 +96,71 @@ class TritonStep:
         dtype: torch.dtype,
         truth: Tensor | None,
     ) -> None:
-        from flashdip.kernels.fused.program import Images, Program, Settings
+        from flashdip.kernels.fused.program import Images
 
-        self.config, self.iteration = config, 0
+        self.config = config
         self.network = Skip(config.network)
         self.fits = range(problem.fits)
-        self.watch = Observer(problem, config, device, torch.float32, truth)
-        watch = self.watch
-        direct = isinstance(problem.operator, Identity | Mask)
-        mask = None
-        if isinstance(problem.operator, Mask):
-            mask = problem.operator(torch.ones_like(watch.output)).contiguous()
+        self.size = problem.shape[1:]
+        self.watch = watch = Observer(problem, config, device, torch.float32, truth)
+        operator = problem.operator
+        kinds = operator.operators if isinstance(operator, Each) else [operator]
+        direct = all(isinstance(kind, Identity | Mask) for kind in kinds)
+        self.mask: Tensor | None = None
+        if direct and any(isinstance(kind, Mask) for kind in kinds):
+            self.mask = operator(torch.ones_like(watch.output)).contiguous()
         windowed, moving = "es-wmv" in config.stop, "es-emv" in config.stop
         images = Images(
             watch.output,
             watch.average,
             watch.loss,
             watch.observation if direct else None,
-            mask,
+            self.mask,
             watch.window if windowed else None,
             watch.sample if windowed else None,
             watch.moving_mean if moving else None,
             watch.moving_variance if moving else None,
         )
-        self.program = Program(
-            record(self.network, problem.fits),
-            Settings(config.perturbation, config.betas, config.eps, config.average, MOVING_RATE),
-            images,
-            [config.rate(i) for i in range(1, config.iterations + 1)],
-            config.network.network_size(*problem.shape[1:]),
-            dtype,
-            architecture(device),
-        )
+        self.program = _program(config, images, self.size, dtype, architecture(device))
+        moment1, moment2 = self.program.moments
+        parameters = self.program.parameters
+        self.trained = {"parameters": parameters, "moment1": moment1, "moment2": moment2}
         self._parts: list[Callable[[], None]] = [_runner(self.program.launches, device)]
         if self.program.after:
             self._parts += [self._compare, _runner(self.program.after, device)]
-        self._reset(problem)
+        count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
+        self.initial = torch.zeros(problem.fits, count)
+        self.slots = [TritonSlot(self, fit) for fit in self.fits]
+        for slot in self.slots:  # what running the launches once has left behind is overwritten
+            slot.start(config.seed + slot.index)
 
-    def _reset(self, problem: Problem) -> None:
-        """Start the fits; whatever running the launches once has left behind is overwritten."""
-        program, config, watch = self.program, self.config, self.watch
-        self.initial = torch.stack([self.network.initialise(config.seed + f) for f in self.fits])
-        with torch.no_grad():
-            for tensor in (
-                *program.moments,
-                program.counters,
-                watch.window,
-                *watch.good().values(),
-            ):
-                tensor.zero_()
-            program.parameters.zero_()
-            program.layout.pack(self.network.views(self.initial), program.parameters)
-            program.copies.copy_(program.parameters)
-            size = problem.shape[1:]
-            z = [initial_input(config, size, config.seed + f).permute(1, 2, 0) for f in self.fits]
-            program.z.copy_(torch.stack(z))
-        self.iteration = 0
-        self.rate_scale, self.retry = 1.0, 0
+    def __call__(self) -> None:
+        """Advance every fit by one iteration, without waiting for the device."""
+        for slot in self.slots:
+            slot.iteration += 1
+        for part in self._parts:
+            part()
+
+    def _compare(self) -> None:
+        """Compute the losses and their gradients by torch, through operators of any kind."""
+        watch = self.watch
+        with torch.enable_grad():
+            image = watch.output.detach().requires_grad_()
+            residual = watch.operator(image) - watch.observation
+            loss = residual.square().reshape(len(self.slots), -1).mean(1)
+            (gradient,) = torch.autograd.grad(loss.sum(), image)
+        self.program.doutput.copy_(gradient)
+        watch.loss.copy_(loss.detach())
+
+    def read(self) -> list[Statistics]:
+        """Wait for the device; return the last statistics of each fit."""
+        return self.watch.read([slot.iteration for slot in self.slots])
+
+
+class TritonSlot(TensorSlot):
+    """One fit of a `TritonStep`; what the launches have to know of it lies on the device."""
+
+    step: TritonStep
 
     @property
     def rate_scale(self) -> float:
@@ -155,76 +170,57 @@ class TritonStep:
     @rate_scale.setter
     def rate_scale(self, value: float) -> None:
         self._rate_scale = value
-        self.program.rate_scale.fill_(value)
+        self.step.program.rate_scale[self.index].fill_(value)
 
     @property
     def retry(self) -> int:
-        """How often the fits went back; enters the perturbation."""
+        """How often the fit went back; enters the perturbation."""
         return self._retry
 
     @retry.setter
     def retry(self, value: int) -> None:
         self._retry = value
-        keys = [noise.key(self.config.seed + f, retry=value) for f in self.fits]
-        self.program.keys.copy_(torch.tensor(keys))
+        self.step.program.keys[self.index].fill_(noise.key(self.seed, retry=value))
 
-    def __call__(self) -> None:
-        """Advance by one iteration, without waiting for the device."""
-        self.iteration += 1
-        for part in self._parts:
-            part()
+    def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
+        """Start another fit in place: same launches, same memory."""
+        super().replace(problem, seed, truth)
+        own = slice(self.index, self.index + 1)
+        if self.step.mask is not None:
+            image = torch.ones_like(self.step.watch.output[own])
+            self.step.mask[own].copy_(problem.operator(image))
 
-    def _compare(self) -> None:
-        """Compute the loss and its gradient by torch, through an operator of any kind."""
-        watch = self.watch
-        with torch.enable_grad():
-            image = watch.output.detach().requires_grad_()
-            residual = watch.operator(image) - watch.observation
-            loss = residual.square().reshape(len(self.fits), -1).mean(1)
-            (gradient,) = torch.autograd.grad(loss.sum(), image)
-        self.program.doutput.copy_(gradient)
-        watch.loss.copy_(loss.detach())
+    def _draw(self) -> None:
+        step, program = self.step, self.step.program
+        own = slice(self.index, self.index + 1)
+        step.initial[self.index].copy_(step.network.initialise(self.seed))
+        program.layout.pack(step.network.views(step.initial[own]), program.parameters[own])
+        z = initial_input(step.config, step.size, self.seed)
+        program.z[self.index].copy_(z.permute(1, 2, 0))
+        self._settle()
 
-    def image(self) -> Tensor:
-        """Return the averaged output, [F, C, H, W]."""
-        return self.watch.image(self.iteration)
-
-    def read(self) -> Statistics:
-        """Wait for the device; return the last statistics, averaged over fits."""
-        return self.watch.read(self.iteration)
-
-    def _good(self) -> dict[str, Tensor]:
-        moment1, moment2 = self.program.moments
-        own = {"parameters": self.program.parameters, "moment1": moment1, "moment2": moment2}
-        return own | self.watch.good()
-
-    def good_state(self) -> dict[str, Tensor]:
-        """Copy what a divergent fit goes back to; parameters lie as the kernels have them."""
-        return {name: tensor.clone() for name, tensor in self._good().items()}
-
-    def statistics_state(self) -> dict[str, Tensor]:
-        """Return a copy of the window."""
-        return {"window": self.watch.window.clone()}
+    def _settle(self) -> None:
+        """Let the launches find what follows from parameters and iteration."""
+        program = self.step.program
+        program.copies[self.index].copy_(program.parameters[self.index])
+        program.counters[self.index].fill_(self.iteration)
 
     def fitted(self) -> dict[str, Tensor]:
-        """Return copies of the first fit's parameters by name, in order, and its input "z"."""
-        published = self.initial.clone()  # a bias that a norm follows stays as it was
-        views = self.network.views(published)
-        self.program.layout.unpack(self.program.parameters.cpu(), views)
-        names = [parameter.name for parameter in self.network.parameters]
+        """Return copies of the parameters by name, in order, and of the input "z"."""
+        step, own = self.step, slice(self.index, self.index + 1)
+        published = step.initial[own].clone()  # a bias that a norm follows stays as it was
+        views = step.network.views(published)
+        step.program.layout.unpack(step.program.parameters[own].cpu(), views)
+        names = [parameter.name for parameter in step.network.parameters]
         tensors = {name: view[0].clone() for name, view in zip(names, views, strict=True)}
-        z = self.program.z[0].permute(2, 0, 1)
+        z = step.program.z[self.index].permute(2, 0, 1)
         return tensors | {"z": z.to("cpu", torch.float32, copy=True).contiguous()}
 
     def load(self, state: dict[str, Tensor], iteration: int) -> None:
         """Go on from copied state."""
-        self.iteration = iteration
-        own = self._good() | {"window": self.watch.window}
+        super().load(state, iteration)
         with torch.no_grad():
-            for name, tensor in state.items():
-                own[name].copy_(tensor)
-            self.program.copies.copy_(self.program.parameters)
-            self.program.counters.fill_(iteration)
+            self._settle()
 
 
 def interpreted() -> bool:
@@ -243,6 +239,90 @@ def record(network: Skip, fits: int) -> "Recorded":
     return Recorded(recorder.nodes, [p.name for p in network.parameters], parameters)
 
 
+def _program(
+    config: FitConfig,
+    images: "Images",
+    size: tuple[int, ...],
+    dtype: torch.dtype,
+    architecture: "Architecture",
+) -> "Program":
+    """Plan the fits whose images these are, [F, C, H, W] of `size` (H, W)."""
+    from flashdip.kernels.fused.program import Program, Settings
+
+    return Program(
+        record(Skip(config.network), len(images.output)),
+        Settings(config.perturbation, config.betas, config.eps, config.average, MOVING_RATE),
+        images,
+        [config.rate(i) for i in range(1, config.iterations + 1)],
+        config.network.network_size(*size),
+        dtype,
+        architecture,
+    )
+
+
+def planned(
+    config: FitConfig,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    architecture: "Architecture",
+    fits: int = 1,
+) -> "Program":
+    """Plan the denoising of F images of `size` (H, W), without memory."""
+    from flashdip.kernels.fused.program import Images
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    shape = fits, config.network.outputs, *size
+    samples = len(spread(config.network.outputs * size[0] * size[1]))
+    windowed, moving = "es-wmv" in config.stop, "es-emv" in config.stop
+    images = Images(
+        output=empty(*shape),
+        average=empty(*shape),
+        loss=empty(fits),
+        target=empty(*shape),
+        window=empty(config.window, fits, samples) if windowed else None,
+        sample=empty(samples, dtype=torch.int64) if windowed else None,
+        moving_mean=empty(*shape) if moving else None,
+        moving_variance=empty(fits) if moving else None,
+    )
+    return _program(config, images, size, dtype, architecture)
+
+
+def memory(
+    config: FitConfig,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    architecture: "Architecture",
+    fits: int,
+) -> int:
+    """Return the bytes of device memory that F fits take, identities or masks as operators.
+
+    Args:
+        config: How they are fitted.
+        shape: Of an image: channels, height, width.
+        dtype: Storage type.
+        architecture: Of the GPU.
+        fits: F.
+    """
+    from flashdip.kernels.fused.layout import BLOCK
+
+    network = dataclasses.replace(config.network, outputs=shape[0])
+    config = dataclasses.replace(config, network=network)
+    program = planned(config, (shape[1], shape[2]), dtype, architecture, fits)
+    draws = 2 * noise.TABLE_SIZE if config.perturbation else 0
+    values = torch.Size(shape).numel()
+    samples, rates = len(spread(values)), 8 * config.iterations
+    shared = program.memory + 4 * BLOCK + draws + rates + 8 * samples
+    trained, image = 3 * 4 * program.layout.size, 4 * values
+    window = 4 * config.window * samples if "es-wmv" in config.stop else 0
+    moving = "es-emv" in config.stop
+    good = trained + (2 + moving) * image  # what the guard keeps of each fit
+    own = good + window + (_KEPT + moving + _READ) * image
+    # One fit after another is judged, and then its good state copied before the last is let go.
+    return shared + fits * own + max(good, _JUDGED * image)
+
+
 def launches(
     config: SkipConfig, height: int, width: int, arch: str, dtype: torch.dtype, fits: int = 1
 ) -> "list[Launch]":
@@ -256,33 +336,10 @@ def launches(
         dtype: Storage type.
         fits: Fits in one launch.
     """
-    from flashdip.kernels.fused.program import Images, Program, Settings
     from flashdip.kernels.fused.tiles import ARCHITECTURES
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    shape, defaults = (fits, config.outputs, height, width), FitConfig()
-    samples = len(spread(config.outputs * height * width))
-    images = Images(
-        output=empty(*shape),
-        average=empty(*shape),
-        loss=empty(fits),
-        target=empty(*shape),
-        window=empty(defaults.window, fits, samples),
-        sample=empty(samples, dtype=torch.int64),
-    )
-    return Program(
-        record(Skip(config), fits),
-        Settings(
-            defaults.perturbation, defaults.betas, defaults.eps, defaults.average, MOVING_RATE
-        ),
-        images,
-        [defaults.learning_rate] * defaults.iterations,
-        config.network_size(height, width),
-        dtype,
-        ARCHITECTURES[arch],
-    ).launches
+    fit = FitConfig(network=config, stop=("es-wmv",))
+    return planned(fit, (height, width), dtype, ARCHITECTURES[arch], fits).launches
 
 
 def unsupported(config: SkipConfig) -> list[str]:

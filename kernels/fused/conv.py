@@ -1,16 +1,17 @@
 """Forward convolution as an implicit matrix product, for every geometry.
 
 A program computes a tile of pixels of one group of outputs (see `geometry`) times a block of
-channels. It sums over slots and blocks of input channels; pixels are gathered straight from the
-map, border and all, so nothing is padded or unfolded in memory. All slots of one block of channels
-follow each other: they read nearly the same pixels. What happens on the way:
+channels. A tile is so many pixels in a row, line after line: only a group's last one is not full,
+whatever the size of the map. The program sums over slots and blocks of input channels; pixels are
+gathered straight from the map, border and all, so nothing is padded or unfolded in memory. All
+slots of one block of channels follow each other: they read nearly the same pixels. What happens on
+the way:
 
     in front:  a map that is still raw is scaled, activated and rounded as it is loaded; one that
                is a value goes to the matrix units untouched.
     behind:    a thin skip's conv3x3 (one more product), something to add, rounding, and the
                statistics of the normalisation that follows.
-    split:     where tiles are few, several programs share a sum; the last one to arrive adds their
-               parts in order and goes on.
+    split:     where tiles are few, several programs share a sum; see `conv_split`.
 """
 
 from typing import Any, NamedTuple
@@ -20,10 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.device import activate, dot, last_to_arrive, narrow
+from flashdip.kernels.fused.conv_split import add_up, hand_in
+from flashdip.kernels.fused.device import activate, dot, halves, narrow, whole
 from flashdip.kernels.fused.geometry import Geometry, members, placed, source
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
-from flashdip.kernels.fused.norm import finish_forward, scratch_shapes
+from flashdip.kernels.fused.norm import finish_moments, scratch_shapes
 
 TAPS = tl.constexpr(16)  # of a thin skip: 9, made a power of 2
 
@@ -48,7 +50,7 @@ def _sum(
         row, row_inside = source(group_y, m_y, slot // K, H, KIND, S, BEFORE, PAD)
         column, column_inside = source(group_x, m_x, slot % K, W, KIND, S, BEFORE, PAD)
         inside = row_inside & column_inside
-        at = (x_ptr + i)[None, :] + ((row * W + column).to(tl.int64) * IN)[:, None]
+        at = (x_ptr + i)[None, :] + ((row * W + column) * IN)[:, None]
         x = tl.load(at, inside[:, None] & live[None, :], other=0.0)
         if x_affine_ptr is not None:
             scale = tl.load(x_affine_ptr + i, live, other=0.0)
@@ -97,25 +99,21 @@ def _convolve(
     gamma_ptr, beta_ptr, parameters, affine_ptr, statistics_ptr, counters_ptr,
     IN: tl.constexpr, OUT: tl.constexpr, SKIP: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr,
     S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
-    SKIP_ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    SKIP_ACT: tl.constexpr, PIXELS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
     GROUPS: tl.constexpr = 1 if KIND == "conv" else 2
     BLOCKS: tl.constexpr = (OUT + OUTPUTS - 1) // OUTPUTS
     STEPS: tl.constexpr = (IN + INPUTS - 1) // INPUTS * K * K
-    PIXELS: tl.constexpr = ROWS * COLUMNS
     members_y, members_x = members(H, KIND, K, S), members(W, KIND, K, S)
-    across = tl.cdiv(members_x, COLUMNS)
-    tiles = tl.cdiv(members_y, ROWS) * across * GROUPS * GROUPS
+    tiles = tl.cdiv(members_y * members_x, PIXELS) * GROUPS * GROUPS
 
     # Programs that read the same pixels are neighbours.
     job, split = pid // splits, pid % splits
     tile, block = job // BLOCKS, job % BLOCKS
     place, group = tile // (GROUPS * GROUPS), tile % (GROUPS * GROUPS)
     group_y, group_x = group // GROUPS, group % GROUPS
-    pixel = tl.arange(0, PIXELS)
-    m_y = place // across * ROWS + pixel // COLUMNS
-    m_x = place % across * COLUMNS + pixel % COLUMNS
+    pixel = place * PIXELS + tl.arange(0, PIXELS)
+    m_y, m_x = pixel // members_x, pixel % members_x
     c = block * OUTPUTS + tl.arange(0, OUTPUTS)
 
     far = fit.to(tl.int64)
@@ -138,33 +136,51 @@ def _convolve(
         IN, OUT, KIND, K, S, BEFORE, PAD, ACT, INPUTS,
     )  # fmt: skip
 
-    last = True
+    complete = True
     if parts_ptr is not None:
-        parts_ptr += (far * tiles * BLOCKS + job) * splits * (PIXELS * OUTPUTS)
-        part = parts_ptr + pixel[:, None] * OUTPUTS + tl.arange(0, OUTPUTS)[None, :]
-        tl.store(part + split * (PIXELS * OUTPUTS), accumulator)
-        last = last_to_arrive(arrivals_ptr + fit * tiles * BLOCKS + job, splits)
-    if last:
+        own_job = fit * tiles * BLOCKS + job
+        complete = hand_in(accumulator, own_job, split, splits, parts_ptr, arrivals_ptr)
+    if complete:
         total = accumulator
         if parts_ptr is not None:
-            total = tl.zeros([PIXELS, OUTPUTS], tl.float32)
-            for _ in range(splits):
-                total += tl.load(part, cache_modifier=".cg")
-                part += PIXELS * OUTPUTS
-        row, column = placed(group_y, m_y, H, KIND), placed(group_x, m_x, W, KIND)
-        valid = (m_y < members_y) & (m_x < members_x)
-        mask = valid[:, None] & (c < OUT)[None, :]
+            total = add_up(total, own_job, splits, parts_ptr)
+        valid, at = pixel < members_y * members_x, pixel
+        if GROUPS > 1:
+            at = placed(group_y, m_y, H, KIND) * (GROUPS * members_x)
+            at += placed(group_x, m_x, W, KIND)
         offset = far * (GROUPS * GROUPS * OUT) * members_y * members_x
-        at = ((row * (GROUPS * members_x) + column) * OUT)[:, None] + c[None, :]
         if add_ptr is not None:
-            total += tl.load(add_ptr + offset + at, mask, other=0.0).to(tl.float32)
-        y = narrow(total, y_ptr.dtype.element_ty)
-        tl.store(y_ptr + offset + at, y, mask)
+            add_ptr += offset
+        if OUTPUTS < 64:
+            mean, squares = _stored(total, y_ptr + offset, add_ptr, at, valid, c, OUT)
+        else:
+            HALF: tl.constexpr = OUTPUTS // 2
+            lower, upper = halves(total)
+            half = block * OUTPUTS + tl.arange(0, HALF)
+            mean, squares = _stored(lower, y_ptr + offset, add_ptr, at, valid, half, OUT)
+            half += HALF
+            more, more_squares = _stored(upper, y_ptr + offset, add_ptr, at, valid, half, OUT)
+            mean, squares = whole(mean, more), whole(squares, more_squares)
         if affine_ptr is not None:
-            finish_forward(
-                y.to(tl.float32), valid, c, tile, tiles, fit, fits, statistics_ptr, counters_ptr,
-                gamma_ptr, beta_ptr, affine_ptr, parameters, OUT,
+            finish_moments(
+                tl.sum(valid.to(tl.float32), 0), mean, squares, c, tile, tiles, fit, fits,
+                statistics_ptr, counters_ptr, gamma_ptr, beta_ptr, affine_ptr, parameters, OUT,
             )  # fmt: skip
+
+
+@triton.jit
+def _stored(total, y_ptr, add_ptr, at, valid, c, OUT: tl.constexpr):
+    """Store y at channels c of the pixels; return its mean and the squares about it."""
+    at = (at * OUT)[:, None] + c[None, :]
+    mask = valid[:, None] & (c < OUT)[None, :]
+    if add_ptr is not None:
+        total += tl.load(add_ptr + at, mask, other=0.0).to(tl.float32)
+    y = narrow(total, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + at, y, mask)
+    y, ones = y.to(tl.float32), valid.to(tl.float32)
+    mean = tl.sum(y * ones[:, None], 0) / tl.maximum(tl.sum(ones, 0), 1.0)
+    off = (y - mean[None, :]) * ones[:, None]
+    return mean, tl.sum(off * off, 0)
 
 
 @triton.jit(do_not_specialize=["H", "W", "splits"])
@@ -174,15 +190,14 @@ def _forward(
     gamma_ptr, beta_ptr, parameters, affine_ptr, statistics_ptr, counters_ptr,
     IN: tl.constexpr, OUT: tl.constexpr, SKIP: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr,
     S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
-    SKIP_ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
+    SKIP_ACT: tl.constexpr, PIXELS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
     _convolve(
         tl.program_id(0), tl.program_id(1), tl.num_programs(1), H, W, x_ptr, x_affine_ptr,
         weight_ptr, weights, y_ptr, add_ptr, skip_ptr, skip_affine_ptr, skip_weight_ptr, splits,
         parts_ptr, arrivals_ptr, gamma_ptr, beta_ptr, parameters, affine_ptr, statistics_ptr,
-        counters_ptr, IN, OUT, SKIP, KIND, K, S, BEFORE, PAD, ACT, SKIP_ACT, ROWS, COLUMNS,
-        OUTPUTS, INPUTS,
+        counters_ptr, IN, OUT, SKIP, KIND, K, S, BEFORE, PAD, ACT, SKIP_ACT, PIXELS, OUTPUTS,
+        INPUTS,
     )  # fmt: skip
 
 
@@ -194,10 +209,10 @@ def _forward_pair(
     weight_ptr2, weights2, y_ptr2, splits2, parts_ptr2, arrivals_ptr2, gamma_ptr2, beta_ptr2,
     parameters2, affine_ptr2, statistics_ptr2, counters_ptr2,
     IN: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
-    OUT: tl.constexpr, K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    OUT: tl.constexpr, K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr,
+    PIXELS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
     OUT2: tl.constexpr, K2: tl.constexpr, S2: tl.constexpr, BEFORE2: tl.constexpr,
-    ROWS2: tl.constexpr, COLUMNS2: tl.constexpr, OUTPUTS2: tl.constexpr, INPUTS2: tl.constexpr,
+    PIXELS2: tl.constexpr, OUTPUTS2: tl.constexpr, INPUTS2: tl.constexpr,
 ):  # fmt: skip
     pid, fit, fits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     if pid < programs:
@@ -205,14 +220,14 @@ def _forward_pair(
             pid, fit, fits, H, W, x_ptr, x_affine_ptr, weight_ptr, weights, y_ptr, None, None,
             None, None, splits, parts_ptr, arrivals_ptr, gamma_ptr, beta_ptr, parameters,
             affine_ptr, statistics_ptr, counters_ptr, IN, OUT, 0, "conv", K, S, BEFORE, PAD, ACT,
-            "none", ROWS, COLUMNS, OUTPUTS, INPUTS,
+            "none", PIXELS, OUTPUTS, INPUTS,
         )  # fmt: skip
     else:
         _convolve(
             pid - programs, fit, fits, H, W, x_ptr, x_affine_ptr, weight_ptr2, weights2, y_ptr2,
             None, None, None, None, splits2, parts_ptr2, arrivals_ptr2, gamma_ptr2, beta_ptr2,
             parameters2, affine_ptr2, statistics_ptr2, counters_ptr2, IN, OUT2, 0, "conv", K2, S2,
-            BEFORE2, PAD, ACT, "none", ROWS2, COLUMNS2, OUTPUTS2, INPUTS2,
+            BEFORE2, PAD, ACT, "none", PIXELS2, OUTPUTS2, INPUTS2,
         )  # fmt: skip
 
 
@@ -250,8 +265,7 @@ class Convolution(NamedTuple):
     def tiles(self) -> int:
         """Tiles of pixels of a fit, those of all groups together."""
         down, across = (self.geometry.members(side) for side in self.x.raw.shape[1:3])
-        tiles = triton.cdiv(down, self.tile.rows) * triton.cdiv(across, self.tile.columns)
-        return int(tiles * self.geometry.groups**2)
+        return int(triton.cdiv(down * across, self.tile.pixels) * self.geometry.groups**2)
 
     @property
     def jobs(self) -> int:
@@ -311,8 +325,7 @@ class Convolution(NamedTuple):
             K=self.geometry.size,
             S=self.geometry.stride,
             BEFORE=self.geometry.before,
-            ROWS=self.tile.rows,
-            COLUMNS=self.tile.columns,
+            PIXELS=self.tile.pixels,
             OUTPUTS=self.tile.outputs,
             INPUTS=self.tile.inputs,
         )

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.conv_dgrad import dgrad
+from flashdip.kernels.fused.conv_dgrad import dgrad, tiles
 from flashdip.kernels.fused.conv_wgrad import wgrad
 from flashdip.kernels.fused.geometry import Geometry
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
@@ -35,7 +35,7 @@ class Side(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """The join's scale, which is folded into a weight.
+    """The join's scale, which a weight was multiplied by.
 
     Attributes:
         master: The weight without it, [F, 3, 3, I, O] float32; the last two axes contiguous.
@@ -64,6 +64,7 @@ def backward(
     dweight: Tensor,
     norm: Norm | None = None,
     pull: Tensor | None = None,
+    add: Tensor | None = None,
     side: Side | None = None,
     scale: Scale | None = None,
 ) -> Launch:
@@ -74,17 +75,19 @@ def backward(
         weight: [F, K, K, I, O], or folded [F, 2, 2, 2, 2, I, O], in the storage type.
         dy: The gradient of the result, [F, geometry.side(H), geometry.side(W), O], in the storage
             type.
-        tile_dgrad: `outputs` channels of x a program, `inputs` channels of dy a product.
+        tile_dgrad: So many pixels and `outputs` channels of x a program, `inputs` channels of dy a
+            product.
         tile_wgrad: `rows * columns` channels of x and `outputs` channels of dy a program, `inputs`
             pixels a product. A launch has as many warps as the tile that asks for more.
-        dx: [F, H, W, I] in the storage type, written: the gradient before x's activation, or of x
-            itself where x has no affine. None: not wanted.
+        dx: [F, H, W, I] in the storage type, written: the gradient before x's activation, or
+            without `norm` that of x's value. None: not wanted.
         dweight: [F, splits, <shape of weight without F>] float32, written: partial sums.
         norm: The normalisation of the layer that made x; its gradients are written. None, like
-            `pull`, where x has no affine or dx is None.
+            `pull`, where x has no affine, dx is None, or others have yet to add to it.
         pull: [F, 3, I] float32, written; see `flashdip.kernels.fused.norm`.
+        add: [F, H, W, I] in the storage type: what others gave to the gradient of x's value.
         side: Of the same x.
-        scale: Of folded weights: what the loss gains by it is written.
+        scale: Of a join's weights: what the loss gains by it is written.
     """
     fits, height, width, inputs = x.raw.shape
     outputs, splits = weight.shape[-1], dweight.shape[1]
@@ -106,11 +109,12 @@ def backward(
         "H": height,
         "W": width,
         "splits": splits,
+        "dgrad_splits": tile_dgrad.splits,
         "wgrads": programs,
     }
-    arguments |= dict.fromkeys(_OPTIONAL)
+    arguments |= dict.fromkeys(_OPTIONAL) | {"add_ptr": add}
     products = fits * members[0] * members[1] * slots * inputs * outputs * (1 + (dx is not None))
-    traffic = size(*x[:2], dy, dx, dweight, None if dx is None else weight)
+    traffic = size(*x[:2], dy, dx, add, dweight, None if dx is None else weight)
     if scale is not None:
         arguments |= {
             "master_ptr": scale.master,
@@ -140,13 +144,17 @@ def backward(
         traffic += size(*side.dy, side.dweight, None if dx is None else side.weight)
     block_dx = _block(tile_dgrad.outputs, inputs)
     if dx is not None:
-        parities = geometry.stride**2
-        down, across = (triton.cdiv(side, geometry.stride) for side in (height, width))
-        tiles = triton.cdiv(down, tile_dgrad.rows) * triton.cdiv(across, tile_dgrad.columns)
-        tiles *= parities
-        programs += tiles * triton.cdiv(inputs, block_dx)
+        count = tiles(geometry, height, width, tile_dgrad.pixels)
+        jobs = count * triton.cdiv(inputs, block_dx)
+        programs += jobs * tile_dgrad.splits
+        if tile_dgrad.splits > 1:
+            shape = (fits * jobs, tile_dgrad.splits, tile_dgrad.pixels, block_dx)
+            arguments |= {
+                "terms_ptr": allocate(shape, torch.float32),
+                "terms_arrivals_ptr": allocate(shape[:1], torch.int32),
+            }
         if norm is not None:
-            parts, counters = scratch_shapes(fits, tiles, inputs, block_dx)
+            parts, counters = scratch_shapes(fits, count, inputs, block_dx)
             arguments |= {
                 "parts_ptr": allocate((parts,), torch.float32),
                 "counters_ptr": allocate((counters,), torch.int32),
@@ -171,8 +179,7 @@ def backward(
             "S": geometry.stride,
             "BEFORE": geometry.before,
             "PAD": geometry.pad,
-            "ROWS": tile_dgrad.rows,
-            "COLUMNS": tile_dgrad.columns,
+            "PIXELS": tile_dgrad.pixels,
             "BLOCK_DX": block_dx,
             "BLOCK_DY": _block(tile_dgrad.inputs, outputs),
             "STAGES": tile_dgrad.stages,
@@ -198,26 +205,27 @@ def _block(wanted: int, channels: int) -> int:
 _OPTIONAL = (
     "master_ptr", "masters", "taps", "join_ptr", "ds_ptr", "join_dgamma_ptr", "join_parameters",
     "shares_ptr", "arrivals_ptr", "side_du_ptr", "side_y_ptr", "side_pull_ptr", "side_weight_ptr",
-    "side_weights", "side_dweight_ptr", "side_splits", "parts_ptr", "counters_ptr", "pull_ptr",
-    "dgamma_ptr", "dbeta_ptr", "parameters",
+    "side_weights", "side_dweight_ptr", "side_splits", "terms_ptr", "terms_arrivals_ptr",
+    "parts_ptr", "counters_ptr", "pull_ptr", "dgamma_ptr", "dbeta_ptr", "parameters",
 )  # fmt: skip
 
 
 @triton.jit(
     do_not_specialize=[
-        "H", "W", "splits", "wgrads", "join_parameters", "side_splits", "parameters",
+        "H", "W", "splits", "dgrad_splits", "wgrads", "join_parameters", "side_splits",
+        "parameters",
     ]
 )  # fmt: skip
 def _backward(
-    x_ptr, affine_ptr, weight_ptr, weights, dy_ptr, dx_ptr, dweight_ptr, H, W, splits, wgrads,
-    master_ptr, masters, taps, join_ptr, ds_ptr, join_dgamma_ptr, join_parameters, shares_ptr,
-    arrivals_ptr, side_du_ptr, side_y_ptr, side_pull_ptr, side_weight_ptr, side_weights,
-    side_dweight_ptr, side_splits, parts_ptr, counters_ptr, pull_ptr, dgamma_ptr, dbeta_ptr,
-    parameters, IN: tl.constexpr, OUT: tl.constexpr, SIDE: tl.constexpr, ACT: tl.constexpr,
-    KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_DX: tl.constexpr, BLOCK_DY: tl.constexpr,
-    STAGES: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_COLUMNS: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_O: tl.constexpr, SUM_STAGES: tl.constexpr,
+    x_ptr, affine_ptr, weight_ptr, weights, dy_ptr, dx_ptr, dweight_ptr, H, W, splits, dgrad_splits,
+    wgrads, master_ptr, masters, taps, join_ptr, ds_ptr, join_dgamma_ptr, join_parameters,
+    shares_ptr, arrivals_ptr, side_du_ptr, side_y_ptr, side_pull_ptr, side_weight_ptr, side_weights,
+    side_dweight_ptr, side_splits, add_ptr, terms_ptr, terms_arrivals_ptr, parts_ptr, counters_ptr,
+    pull_ptr, dgamma_ptr, dbeta_ptr, parameters, IN: tl.constexpr, OUT: tl.constexpr,
+    SIDE: tl.constexpr, ACT: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
+    BEFORE: tl.constexpr, PAD: tl.constexpr, PIXELS: tl.constexpr, BLOCK_DX: tl.constexpr,
+    BLOCK_DY: tl.constexpr, STAGES: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_COLUMNS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, SUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     pid, fit = tl.program_id(0), tl.program_id(1)
     sides = 0
@@ -245,7 +253,8 @@ def _backward(
             dgrad(
                 pid - wgrads - sides, fit, tl.num_programs(1), H, W, x_ptr, affine_ptr,
                 weight_ptr, weights, dy_ptr, dx_ptr, side_du_ptr, side_y_ptr, side_pull_ptr,
-                side_weight_ptr, side_weights, parts_ptr, counters_ptr, pull_ptr, dgamma_ptr,
-                dbeta_ptr, parameters, IN, OUT, SIDE, ACT, KIND, K, S, BEFORE, PAD, ROWS, COLUMNS,
-                BLOCK_DX, BLOCK_DY, STAGES,
+                side_weight_ptr, side_weights, add_ptr, dgrad_splits, terms_ptr,
+                terms_arrivals_ptr, parts_ptr, counters_ptr, pull_ptr, dgamma_ptr, dbeta_ptr,
+                parameters, IN, OUT, SIDE, ACT, KIND, K, S, BEFORE, PAD, PIXELS, BLOCK_DX, BLOCK_DY,
+                STAGES,
             )  # fmt: skip

@@ -3,9 +3,13 @@
 A program computes a tile of pixels of the input times a block of its channels. It sums over groups
 of outputs, slots and blocks of output channels; which output pixels see an input pixel through a
 slot is said by `geometry.targets`. Away from the border it is one, at a constant distance from the
-one that sees the tile's corner. At the border a second row or column may see it, through the
+one that sees the first pixel there is. At the border a second row or column may see it, through the
 reflection: that is a further term of the sum, for the whole tile at once. So nothing ever comes
 between the load of dy and its product.
+
+Pixels near the border are a ring with tiles of their own, which take longer and therefore come
+first. In the ring as inside it a tile is so many pixels in a row, line after line: only the last
+one of each is not full, whatever the size of the map.
 
 With stride 2 a slot reaches pixels of one parity only. So parities are taken apart and a program
 sums over its own slots: 9 products for every 4 pixels with 3x3, as CUTLASS's strided dgrad does.
@@ -14,10 +18,21 @@ sums over its own slots: 9 products for every 4 pixels with 3x3, as CUTLASS's st
 import triton
 import triton.language as tl
 
+from flashdip.kernels.fused.conv_split import add_up, hand_in
 from flashdip.kernels.fused.conv_wgrad import exist, load_gradient
-from flashdip.kernels.fused.device import dot, narrow, slope
-from flashdip.kernels.fused.geometry import members, placed, targets
-from flashdip.kernels.fused.norm import finish_backward
+from flashdip.kernels.fused.device import dot, halves, narrow, slope, whole
+from flashdip.kernels.fused.geometry import Geometry, members, placed, targets
+from flashdip.kernels.fused.norm import finish_sums
+
+
+def tiles(geometry: Geometry, height: int, width: int, pixels: int) -> int:
+    """Return how many tiles of `pixels` pixels cover an input, ring and inside of all parities."""
+    stride = geometry.stride
+    low, high = _ring(_edge(geometry.kind, geometry.size, geometry.before), stride)
+    down, across = triton.cdiv(height, stride), triton.cdiv(width, stride)
+    inside = max(down - low - high, 0) * max(across - low - high, 0)
+    ring = down * across - inside
+    return int(stride**2 * (triton.cdiv(ring, pixels) + triton.cdiv(inside, pixels)))
 
 
 @triton.constexpr_function
@@ -26,6 +41,12 @@ def _edge(KIND, K, BEFORE):
     if KIND == "conv":
         return max(BEFORE, K - 1 - BEFORE) + 1 if K > 1 else 0
     return 1 if KIND == "nearest" else 2
+
+
+@triton.constexpr_function
+def _ring(EDGE, S):
+    """Return how wide the ring is, in rows of one parity, at the low and at the high end."""
+    return (EDGE + S - 1) // S, (EDGE + 2 * (S - 1)) // S
 
 
 @triton.jit
@@ -70,6 +91,17 @@ def _seen(
     way = tl.where(term < ways, term, further)
     slots = tl.maximum(ways // GROUPS, 1)  # none is possible where K < S
     group, slot = way // slots, first + way % slots * S
+    if KIND == "conv":
+        # As `targets` does, but with all that is the same for the whole tile computed once: the
+        # padded row is the row itself, or mirrored at one end, where the outermost row is not.
+        low = term < ways + front
+        mirror = tl.where(low, 0, 2 * (side - 1))
+        outermost = tl.where(way == term, -1, tl.where(low, 0, side - 1))
+        padded = tl.where(way == term, 1, -1) * row
+        padded += tl.where(way == term, 0, mirror) + BEFORE - slot
+        out = padded // S
+        there = (padded >= 0) & (out < members(side, KIND, K, S)) & (row != outermost)
+        return group, slot, tl.where(there & (padded % S == 0), out, -1)
     main, sees, extra, sees_too = targets(group, row, slot, side, KIND, K, S, BEFORE, PAD)
     out = placed(group, tl.where(way == term, main, extra), side, KIND)
     return group, slot, tl.where(tl.where(way == term, sees, sees_too), out, -1)
@@ -77,28 +109,29 @@ def _seen(
 
 @triton.jit
 def _sum(
-    total, wanted, dy_ptr, weight_ptr, top, left, first_y, first_x, low_y, low_x, high_y, high_x,
-    c, H, W, INSIDE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, KIND: tl.constexpr,
-    K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
-    STAGES: tl.constexpr,
+    total, split, splits, wanted, dy_ptr, weight_ptr, y, x, top, left, first_y, first_x, low_y,
+    low_x, high_y, high_x, c, H, W, INSIDE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Add to `total` [pixels, channels c] what a tile gets from the outputs that see it.
 
     Args:
+        split: Which of `splits` shares of the sum to add.
         wanted: Whether to add anything.
         dy_ptr: The fit's, like `weight_ptr`.
-        top: Row of the tile's first pixel.
-        left: Its column.
+        y: Rows of the pixels, among those of their parity, from the one at `top`.
+        x: Their columns, likewise.
+        top: A row of that parity; if INSIDE, inside the ring.
+        left: A column.
         first_y: For this and what follows see `_terms`.
-        INSIDE: Whether the tile reaches no end.
+        INSIDE: Whether the tile lies inside the ring.
     """
     GROUPS: tl.constexpr = 1 if KIND == "conv" else 2
     BLOCKS: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
     ways_y, front_y, terms_y = _terms(first_y, low_y, high_y, KIND, K, S, BEFORE, PAD)
     ways_x, front_x, terms_x = _terms(first_x, low_x, high_x, KIND, K, S, BEFORE, PAD)
     wide = GROUPS * members(W, KIND, K, S)
-    y, x = tl.arange(0, ROWS * COLUMNS) // COLUMNS, tl.arange(0, ROWS * COLUMNS) % COLUMNS
     lanes = tl.arange(0, BLOCK_O)
     row, column = top, left
     # Inside, the flags add nothing, but keep the number of steps from the compiler, which would
@@ -110,7 +143,9 @@ def _sum(
     else:
         row, column, constant = top + y * S, left + x * S, 0 * y
     terms_x = tl.maximum(terms_x, 1)
-    for step in tl.range(0, steps, num_stages=STAGES):
+    for step in tl.range(
+        steps * split // splits, steps * (split + 1) // splits, num_stages=STAGES
+    ):  # fmt: skip
         first, term = step % BLOCKS * BLOCK_O, step // BLOCKS
         group_y, slot_y, out_y = _seen(
             term // terms_x, ways_y, front_y, terms_y, row, first_y, H, KIND, K, S, BEFORE, PAD,
@@ -134,25 +169,87 @@ def _sum(
 
 
 @triton.jit
+def _in_hole(begin, top, left, hole_y, hole_x, PIXELS: tl.constexpr):
+    """Return rows and columns of PIXELS pixels in the ring's hole; of the last one beyond it."""
+    index = tl.minimum(begin + tl.arange(0, PIXELS), hole_y * hole_x - 1)
+    return top + index // hole_x, left + index % hole_x
+
+
+@triton.jit
+def _in_ring(begin, down, across, top, left, hole_y, hole_x, PIXELS: tl.constexpr):
+    """Return rows and columns of PIXELS pixels in the ring; of the last one beyond it.
+
+    First come the lines at both ends, then what is left of the others.
+    """
+    ends = (down - hole_y) * across
+    index = tl.minimum(begin + tl.arange(0, PIXELS), down * across - hole_y * hole_x - 1)
+    line, beside = index // across, tl.maximum(index - ends, 0)
+    sides = tl.maximum(across - hole_x, 1)
+    column = beside % sides
+    y = tl.where(index < ends, tl.where(line < top, line, line + hole_y), top + beside // sides)
+    column = tl.where(column < left, column, column + hole_x)
+    return y, tl.where(index < ends, index % across, column)
+
+
+@triton.jit
+def _activated(
+    g, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT: tl.constexpr, IN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store du at channels c of the pixels; return its sum and that of du xhat."""
+    live = exist(c, IN, BLOCK)
+    at = pixel[:, None] * IN + c[None, :]
+    mask = valid[:, None] & live[None, :]
+    scale, shift, mean, inverse = (
+        tl.load(affine_ptr + c, live, other=0.0),
+        tl.load(affine_ptr + IN + c, live, other=0.0),
+        tl.load(affine_ptr + 2 * IN + c, live, other=0.0),
+        tl.load(affine_ptr + 3 * IN + c, live, other=0.0),
+    )
+    raw = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
+    du = narrow(g * slope(raw * scale[None, :] + shift[None, :], ACT), dx_ptr.dtype.element_ty)
+    tl.store(dx_ptr + at, du, mask)
+    du = tl.where(valid[:, None], du.to(tl.float32), 0.0)
+    return tl.sum(du, 0), tl.sum(du * (raw - mean[None, :]), 0) * inverse
+
+
+@triton.jit
+def _by_halves(
+    g, x_ptr, dx_ptr, affine_ptr, pixel, valid, first, ACT: tl.constexpr, IN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Do what `_activated` does for BLOCK channels from `first` on, with fewer registers."""
+    if BLOCK < 64:
+        c = first + tl.arange(0, BLOCK)
+        return _activated(g, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT, IN, BLOCK)
+    HALF: tl.constexpr = BLOCK // 2
+    lower, upper = halves(g)
+    c = first + tl.arange(0, HALF)
+    plain, along = _activated(lower, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT, IN, HALF)
+    c += HALF
+    more, more_along = _activated(upper, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT, IN, HALF)
+    return whole(plain, more), whole(along, more_along)
+
+
+@triton.jit
 def dgrad(
     pid, fit, fits, H, W, x_ptr, affine_ptr, weight_ptr, weights, dy_ptr, dx_ptr,
-    side_du_ptr, side_y_ptr, side_pull_ptr, side_weight_ptr, side_weights,
-    parts_ptr, counters_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters,
-    IN: tl.constexpr, OUT: tl.constexpr, SIDE: tl.constexpr, ACT: tl.constexpr,
+    side_du_ptr, side_y_ptr, side_pull_ptr, side_weight_ptr, side_weights, add_ptr,
+    splits, shares_ptr, arrivals_ptr, parts_ptr, counters_ptr, pull_ptr, dgamma_ptr, dbeta_ptr,
+    parameters, IN: tl.constexpr, OUT: tl.constexpr, SIDE: tl.constexpr, ACT: tl.constexpr,
     KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr,
-    PAD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_O: tl.constexpr, STAGES: tl.constexpr,
+    PAD: tl.constexpr, PIXELS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write dx at a tile of pixels and a block of channels, and what the norm before x needs.
 
     Args:
-        pid: Which block of channels of which tile.
+        pid: Which split of which block of channels of which tile.
         fit: Which of the `fits` fits.
         H: Rows of the input.
         W: Its columns.
         x_ptr: [F, H, W, IN].
-        affine_ptr: [F, 4, IN] float32, or None: then dx is the gradient of x itself, and all that
-            the norm needs is None.
+        affine_ptr: [F, 4, IN] float32, or None where x is the value.
         weight_ptr: [F, groups, groups, K, K, IN, OUT], fits `weights` elements apart; without
             groups where there is one.
         dy_ptr: The gradient of the convolution's result.
@@ -160,75 +257,126 @@ def dgrad(
         side_du_ptr: Of a 1x1 convolution of the same x, [F, H, W, SIDE], or None; with `side_y_ptr`
             and `side_pull_ptr` see `load_gradient`.
         side_weight_ptr: [F, IN, SIDE], fits `side_weights` elements apart.
-        parts_ptr: For this and all that follows see `norm.finish_backward`.
-        ROWS: Rows of a tile of pixels.
-        COLUMNS: Its columns.
+        add_ptr: [F, H, W, IN], added to the gradient of x's value; or None.
+        splits: Programs that share a sum; see `conv_split`, also for the next two, which are None
+            where each sum has but one.
+        parts_ptr: For this and all that follows see `norm.finish_sums`; None where dx is the
+            gradient of x's value.
+        PIXELS: Of a tile.
         BLOCK_I: Channels of x in a block.
         BLOCK_O: Channels of dy in one product.
     """
     GROUPS: tl.constexpr = 1 if KIND == "conv" else 2
     DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
     EDGE: tl.constexpr = _edge(KIND, K, BEFORE)
+    LOW: tl.constexpr = _ring(EDGE, S)[0]
+    HIGH: tl.constexpr = _ring(EDGE, S)[1]
     blocks = tl.cdiv(IN, BLOCK_I)
-    down, across = tl.cdiv(tl.cdiv(H, S), ROWS), tl.cdiv(tl.cdiv(W, S), COLUMNS)
-    tile, tiles = pid // blocks, S * S * down * across
-    c = pid % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
-    parity, place = tile // (down * across), tile % (down * across)
+    down, across = tl.cdiv(H, S), tl.cdiv(W, S)
+    # Rows (columns) of one parity: those before, inside and behind the ring's hole.
+    top, left = tl.minimum(down, LOW), tl.minimum(across, LOW)
+    hole_y, hole_x = tl.maximum(down - LOW - HIGH, 0), tl.maximum(across - LOW - HIGH, 0)
+    right = across - left - hole_x
+    ends, hole = (down - hole_y) * across, hole_y * hole_x
+    ring = down * across - hole
+    ring_tiles, hole_tiles = tl.cdiv(ring, PIXELS), tl.cdiv(hole, PIXELS)
+    tiles = S * S * (ring_tiles + hole_tiles)
+
+    job, split = pid // splits, pid % splits
+    tile, c = job // blocks, job % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
+    inside = tile >= S * S * ring_tiles
+    place = tl.where(inside, tile - S * S * ring_tiles, tile)
+    sharing = tl.maximum(tl.where(inside, hole_tiles, ring_tiles), 1)  # tiles of a parity
+    parity, begin = place // sharing, place % sharing * PIXELS
     odd_y, odd_x = parity // S, parity % S
-    top = place // across * (ROWS * S) + odd_y
-    left = place % across * (COLUMNS * S) + odd_x
-    pixel = tl.arange(0, ROWS * COLUMNS)
-    first_y, first_x = (odd_y + BEFORE) % S, (odd_x + BEFORE) % S
+    if inside:
+        y, x = _in_hole(begin, top, left, hole_y, hole_x, PIXELS)
+        low_y, high_y, low_x, high_x = False, False, False, False
+    else:
+        y, x = _in_ring(begin, down, across, top, left, hole_y, hole_x, PIXELS)
+        last = tl.minimum(begin + PIXELS, ring) - 1
+        low_y, high_y = begin < top * across, (begin < ends) & (last >= top * across)
+        one = (begin // across == last // across) & (last < ends)  # line
+        low_x = (not one) | (begin % across < left)
+        high_x = (not one) | (last % across >= across - right)
+        if hole_y == 0:
+            low_y, high_y = True, True
+        if hole_x == 0:
+            low_x, high_x = True, True
 
     far = fit.to(tl.int64)
     dy_ptr += far * (GROUPS * members(H, KIND, K, S)) * (GROUPS * members(W, KIND, K, S)) * OUT
     weight_ptr += far * weights
-    low_y, high_y = top < EDGE, top + (ROWS - 1) * S >= H - EDGE
-    low_x, high_x = left < EDGE, left + (COLUMNS - 1) * S >= W - EDGE
-    inside = not (low_y | high_y | low_x | high_x)
+    first_y, first_x = (odd_y + BEFORE) % S, (odd_x + BEFORE) % S
     # Two loops, one of them empty: in two branches each would have shared memory of its own.
-    g = tl.zeros([ROWS * COLUMNS, BLOCK_I], tl.float32)
+    g = tl.zeros([PIXELS, BLOCK_I], tl.float32)
     g = _sum(
-        g, inside, dy_ptr, weight_ptr, top, left, first_y, first_x, low_y, low_x, high_y,
-        high_x, c, H, W, True, IN, OUT, KIND, K, S, BEFORE, PAD, ROWS, COLUMNS, BLOCK_I, BLOCK_O,
-        STAGES,
+        g, split, splits, inside, dy_ptr, weight_ptr, y - top, x - left, top * S + odd_y,
+        left * S + odd_x, first_y, first_x, low_y, low_x, high_y, high_x, c, H, W, True, IN, OUT,
+        KIND, K, S, BEFORE, PAD, BLOCK_I, BLOCK_O, STAGES,
     )  # fmt: skip
     g = _sum(
-        g, not inside, dy_ptr, weight_ptr, top, left, first_y, first_x, low_y, low_x, high_y,
-        high_x, c, H, W, False, IN, OUT, KIND, K, S, BEFORE, PAD, ROWS, COLUMNS, BLOCK_I, BLOCK_O,
-        STAGES,
+        g, split, splits, not inside, dy_ptr, weight_ptr, y, x, odd_y, odd_x, first_y, first_x,
+        low_y, low_x, high_y, high_x, c, H, W, False, IN, OUT, KIND, K, S, BEFORE, PAD, BLOCK_I,
+        BLOCK_O, STAGES,
     )  # fmt: skip
 
-    row, column = top + pixel // COLUMNS * S, left + pixel % COLUMNS * S
-    valid, live = (row < H) & (column < W), exist(c, IN, BLOCK_I)
-    pixel = row * W + column
-    if side_du_ptr is not None:
-        BLOCK_S: tl.constexpr = max(16, triton.next_power_of_2(SIDE))
-        s = tl.arange(0, BLOCK_S)
-        dy = load_gradient(
-            side_du_ptr + far * H * W * SIDE, side_y_ptr + far * H * W * SIDE,
-            side_pull_ptr + fit * 3 * SIDE, pixel, valid, s, SIDE, BLOCK_S,
-        )  # fmt: skip
-        weight = tl.load(
-            side_weight_ptr + far * side_weights + c[None, :] * SIDE + s[:, None],
-            live[None, :] & exist(s, SIDE, BLOCK_S)[:, None], other=0.0,
-        )  # fmt: skip
-        g = dot(dy, weight, g)
+    complete = True
+    if shares_ptr is not None:
+        own_job = fit * tiles * blocks + job
+        complete = hand_in(g, own_job, split, splits, shares_ptr, arrivals_ptr)
+    if complete:
+        if shares_ptr is not None:
+            g = add_up(g, own_job, splits, shares_ptr)
+        # Found once more: kept over the loops, they would take registers.
+        if inside:
+            y, x = _in_hole(begin, top, left, hole_y, hole_x, PIXELS)
+            pixel = (y * S + odd_y) * W + x * S + odd_x
+        else:
+            y, x = _in_ring(begin, down, across, top, left, hole_y, hole_x, PIXELS)
+            there = (y * S + odd_y < H) & (x * S + odd_x < W)
+            pixel = tl.where(there, (y * S + odd_y) * W + x * S + odd_x, -1)
+        valid = (pixel >= 0) & (begin + tl.arange(0, PIXELS) < tl.where(inside, hole, ring))
+        live = exist(c, IN, BLOCK_I)
+        if side_du_ptr is not None:
+            BLOCK_S: tl.constexpr = max(16, triton.next_power_of_2(SIDE))
+            s = tl.arange(0, BLOCK_S)
+            dy = load_gradient(
+                side_du_ptr + far * H * W * SIDE, side_y_ptr + far * H * W * SIDE,
+                side_pull_ptr + fit * 3 * SIDE, pixel, valid, s, SIDE, BLOCK_S,
+            )  # fmt: skip
+            weight = tl.load(
+                side_weight_ptr + far * side_weights + c[None, :] * SIDE + s[:, None],
+                live[None, :] & exist(s, SIDE, BLOCK_S)[:, None], other=0.0,
+            )  # fmt: skip
+            g = dot(dy, weight, g)
 
-    x_ptr += far * H * W * IN
-    dx_ptr += far * H * W * IN
-    at = pixel[:, None] * IN + c[None, :]
-    mask = valid[:, None] & live[None, :]
-    if affine_ptr is None:
-        tl.store(dx_ptr + at, narrow(g, DTYPE), mask)
-    else:
-        own = affine_ptr + fit * 4 * IN + c
-        scale = tl.load(own, live, other=0.0)[None, :]
-        shift = tl.load(own + IN, live, other=0.0)[None, :]
-        raw = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
-        du = narrow(g * slope(raw * scale + shift, ACT), DTYPE)
-        tl.store(dx_ptr + at, du, mask)
-        finish_backward(
-            du.to(tl.float32), raw, valid, c, tile, tiles, fit, fits, H * W, parts_ptr,
-            counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, IN,
-        )  # fmt: skip
+        x_ptr += far * H * W * IN
+        dx_ptr += far * H * W * IN
+        at = pixel[:, None] * IN + c[None, :]
+        mask = valid[:, None] & live[None, :]
+        if add_ptr is not None:
+            g += tl.load(add_ptr + far * H * W * IN + at, mask, other=0.0).to(tl.float32)
+        if pull_ptr is None:
+            tl.store(dx_ptr + at, narrow(g, DTYPE), mask)
+        else:
+            own_ptr = affine_ptr + fit * 4 * IN
+            lane = job % blocks * BLOCK_I
+            if BLOCK_I < 128:
+                plain, along = _by_halves(
+                    g, x_ptr, dx_ptr, own_ptr, pixel, valid, lane, ACT, IN, BLOCK_I
+                )
+            else:
+                HALF: tl.constexpr = BLOCK_I // 2
+                lower, upper = halves(g)
+                plain, along = _by_halves(
+                    lower, x_ptr, dx_ptr, own_ptr, pixel, valid, lane, ACT, IN, HALF
+                )
+                more, more_along = _by_halves(
+                    upper, x_ptr, dx_ptr, own_ptr, pixel, valid, lane + HALF, ACT, IN, HALF
+                )
+                plain, along = whole(plain, more), whole(along, more_along)
+            finish_sums(
+                plain, along, c, tile, tiles, fit, fits, H * W, parts_ptr, counters_ptr, affine_ptr,
+                pull_ptr, dgamma_ptr, dbeta_ptr, parameters, IN,
+            )  # fmt: skip

@@ -4,8 +4,9 @@ A program has a block of the weight at one slot of one group, and a range of the
 split). It gathers the input as the forward pass does and sums value(x)^T dy over its pixels. Each
 split has a slice of partial sums of its own: whoever reads them adds the slices.
 
-A folded weight is the join's scale s times sums of the master weight's taps (see `geometry`). The
-gradient of s is the inner product of the folded weight's gradient with these sums.
+A folded weight is the join's scale s times sums of the master weight's taps (see `geometry`), that
+of a skip connection s times the taps themselves. The gradient of s is the inner product of such a
+weight's gradient with what s multiplies.
 """
 
 import triton
@@ -52,9 +53,9 @@ def load_gradient(
 @triton.jit
 def _gain(
     dweight_ptr, master_ptr, taps, group_y, group_x, slot_y, slot_x, i, live_i, begin,
-    OUT: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
+    OUT: tl.constexpr, KIND: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Return what a block of the folded weight's gradient says about the scale of channels i.
+    """Return what a block of the scaled weight's gradient says about the scale of channels i.
 
     The block begins at output `begin`. All of it beside as much of the master weight would not fit
     into registers: it is read back, a few outputs at a time.
@@ -64,6 +65,8 @@ def _gain(
     first_y, first_x = slot_y * (1 + group_y), slot_x * (1 + group_x)
     last_y = first_y + tl.where(group_y == slot_y, 1, 2)
     last_x = first_x + tl.where(group_x == slot_x, 1, 2)
+    if KIND == "conv":  # the one tap
+        last_y, last_x = first_y + 1, first_x + 1
     gain = tl.zeros([BLOCK_I], tl.float32)
     tl.debug_barrier()  # all warps have stored
     for done in range(0, BLOCK_O, FEW):
@@ -168,7 +171,7 @@ def wgrad(
     if ds_ptr is not None:
         gain = _gain(
             dweight_ptr, master_ptr + far * masters, taps, group_y, group_x, slot_y, slot_x, i,
-            live_i, share % BLOCKS_O * BLOCK_O, OUT, BLOCK_I, BLOCK_O,
+            live_i, share % BLOCKS_O * BLOCK_O, OUT, KIND, BLOCK_I, BLOCK_O,
         )  # fmt: skip
         expected = splits * SLOTS * BLOCKS_O
         shares_ptr += far * expected * IN + i

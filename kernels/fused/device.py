@@ -73,3 +73,19 @@ def last_to_arrive(counter_ptr, expected):
     if last:
         tl.store(counter_ptr, 0)
     return last
+
+
+@triton.jit
+def halves(x):
+    """Return the first and the second half of the columns of x, [rows, columns].
+
+    What follows a product takes many registers: less if it goes over half of the result at a time.
+    """
+    x = tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2])
+    return tl.split(tl.permute(x, [0, 2, 1]))
+
+
+@triton.jit
+def whole(first, second):
+    """Return two vectors as one."""
+    return tl.reshape(tl.permute(tl.join(first, second), [1, 0]), [2 * first.shape[0]])

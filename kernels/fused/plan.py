@@ -1,8 +1,12 @@
 """From a recorded network to the launches of one step, in order, with all their memory.
 
 Forward a level of the network is five launches, with bilinear enlargement six; backward it is
-eight. What a layer leaves behind for the backward pass is kept; gradients are temporaries that
-share memory.
+eight. A skip connection too wide for that is convolved by launches of its own, and pooling is one
+more each way. What a layer leaves behind for the backward pass is kept; gradients are temporaries
+that share memory.
+
+Where several layers read a map, each but the last to be planned backward leaves the gradient of the
+map's value, which the next one adds to its own.
 """
 
 from collections.abc import Sequence
@@ -12,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from flashdip.kernels.fused import conv, conv_backward, join, join_backward, pointwise, smooth
+from flashdip.kernels.fused import conv, conv_backward, join, join_backward, pointwise, pool, smooth
 from flashdip.kernels.fused.conv import Convolution
 from flashdip.kernels.fused.conv_backward import Scale, Side
 from flashdip.kernels.fused.geometry import Geometry
@@ -111,6 +115,7 @@ class Planner:
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self._made: dict[Node, Made] = {}
         self._joined: dict[Node, Joined] = {}
+        self._shared: dict[Node, Tensor] = {}  # gradients of values to which others will add
 
     def forward(self, nodes: Sequence[Node]) -> None:
         """Plan all nodes before the head."""
@@ -128,9 +133,10 @@ class Planner:
         """Plan the way back from the head's input, whose gradient is there."""
         for node in reversed(nodes):
             match node:
-                case Conv() if self._shape(node)[0] == 1:
-                    if self._carrier(node) is None:
-                        self._backward_pointwise(node)
+                case Conv() if self._carrier(node) is not None:
+                    pass  # planned with the one that carries it
+                case Conv() if self._pointwise(node):
+                    self._backward_pointwise(node)
                 case Conv():
                     self._backward_conv(node)
                 case Join():
@@ -223,6 +229,11 @@ class Planner:
                 return user
         return None
 
+    def _pointwise(self, node: Conv) -> bool:
+        """Return whether both gradients of a convolution are one stream of pixels."""
+        alone = not isinstance(node.x, Input) and len(node.x.users) == 1
+        return alone and node.stride == 1 and self._shape(node)[0] == 1
+
     def _norm(self, gamma: Tensor, beta: Tensor) -> Norm:
         return Norm(
             self.master(gamma), self.master(beta), self.gradient(gamma), self.gradient(beta)
@@ -243,9 +254,14 @@ class Planner:
         x, geometry = self.map(node.x), _geometry(node)
         size, inputs, outputs = self._shape(node)
         height, width = (geometry.members(side) for side in x.raw.shape[1:3])
-        made = self._make(node, height, width)
         tile = self.tiles.product(height, width, outputs, inputs, size**2)
         weight = self.weight(node.weight)
+        if node.pooled:
+            assert height % 2 == width % 2 == 0
+            self._make(node, height // 2, width // 2)
+            full = self.memory.borrow((self.fits, height, width, outputs), self.dtype)
+            return Convolution(x, weight, geometry, full, tile)
+        made = self._make(node, height, width)
         affine = made.map.affine
         return Convolution(x, weight, geometry, made.map.raw, tile, made.norm, affine)
 
@@ -262,13 +278,28 @@ class Planner:
         else:
             launch = conv.forward_pair(name, own, self._convolution(rider), self.memory.keep)
         self.launches.append(launch)
+        if node.pooled:
+            made = self._made[node]
+            assert made.map.affine is not None
+            self.launches.append(
+                pool.forward(
+                    f"{self.name(node)} pooling",
+                    own.y,
+                    made.map.raw,
+                    made.norm,
+                    made.map.affine,
+                    self.tiles.elementwise(own.y.shape[3]),
+                    self.memory.keep,
+                )
+            )
+            self.memory.give_back(own.y)
 
     def _backward_conv(self, node: Conv) -> None:
-        made, geometry, x = self._made[node], _geometry(node), self.map(node.x)
+        geometry, x = _geometry(node), self.map(node.x)
         size, inputs, outputs = self._shape(node)
         name, (height, width) = self.name(node), x.raw.shape[1:3]
         members = tuple(geometry.members(side) for side in (height, width))
-        dy = self._settle(node, tuple(made.map.raw.shape), bilinear=False)
+        dy = self._settle(node, (self.fits, *members, outputs))
         pixels = members[0] * members[1]
         tile = self.tiles.weights(pixels, inputs, outputs, size**2)
         rider, side = self._rider(node), None
@@ -278,7 +309,7 @@ class Planner:
             splits = self.tiles.weights(height * width, inputs, few, 1).splits
             dweight = self.partial(rider.weight, splits)
             side = Side(other, self.weight(rider.weight), dweight)
-        norm, pull, dx = self.take(node.x)
+        norm, pull, dx, add = self._receive(node)
         down, across = (triton.cdiv(n, geometry.stride) for n in (height, width))
         self.launches.append(
             conv_backward.backward(
@@ -294,27 +325,36 @@ class Planner:
                 dweight=self.partial(node.weight, tile.splits),
                 norm=norm,
                 pull=pull,
+                add=add,
                 side=side,
             )
         )
-        self.memory.give_back(dy)
+        self.memory.give_back(dy, add)
         if rider is not None:
             self.release(rider)
 
-    def _settle(self, node: Conv, shape: tuple[int, ...], *, bilinear: bool) -> Tensor:
+    def _receive(
+        self, node: Conv
+    ) -> tuple[Norm | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Return where a convolution leaves its input's gradient, and what it adds: see `take`."""
+        add = self._shared.pop(node.x, None)
+        readers = [u for u in node.x.users if not isinstance(u, Conv) or self._carrier(u) is None]
+        if isinstance(node.x, Input) or node is readers[0]:  # the last one, backward
+            return *self.take(node.x), add
+        shared = self.memory.borrow(tuple(self.map(node.x).raw.shape), self.dtype)
+        self._shared[node.x] = shared
+        return None, None, shared, add
+
+    def _settle(self, node: Conv, shape: tuple[int, ...]) -> Tensor:
         """Plan dy of a convolution out of its pending gradient, which is released."""
         dy = self.memory.borrow(shape, self.dtype)
+        name, gradient = f"{self.name(node)} gradient", self._made[node].gradient
         tile = self.tiles.elementwise(shape[3])
-        self.launches.append(
-            smooth.backward(
-                f"{self.name(node)} gradient",
-                self._made[node].gradient,
-                dy,
-                tile,
-                self.memory.keep,
-                bilinear=bilinear,
-            )
-        )
+        if node.pooled:
+            launch = pool.backward(name, gradient, dy, tile)
+        else:
+            launch = smooth.backward(name, gradient, dy, tile, self.memory.keep, bilinear=False)
+        self.launches.append(launch)
         self.release(node)
         return dy
 
@@ -359,9 +399,9 @@ class Planner:
         self._joined[node] = joined
         if skip is not None:
             few = skip.raw.shape[3]
-            rows = triton.cdiv(9 * few, 16) * 16
+            rows = (triton.cdiv(9 * few, 16) * 16,) if few <= THIN else (3, 3, few)
             joined.skip_affine = keep((fits, 3, few), torch.float32)
-            joined.skip_weight = keep((fits, rows, outputs), self.dtype)
+            joined.skip_weight = keep((fits, *rows, outputs), self.dtype)
         self.launches.append(
             join.forward(
                 f"{name.removesuffix('.up')}.join forward",
@@ -385,6 +425,10 @@ class Planner:
         tile = self.tiles.product(*members, outputs, channels, 4, 4)
         affine = made.map.affine
         assert affine is not None
+        thin, add = skip, None
+        if self._wide(node):
+            thin, add = None, self._forward_skip(node)
+        weight = None if thin is None else joined.skip_weight
         if node.up == "nearest":
             self.launches.append(
                 conv.forward(
@@ -397,10 +441,12 @@ class Planner:
                     keep,
                     norm=made.norm,
                     affine=affine,
-                    skip=skip,
-                    skip_weight=joined.skip_weight,
+                    skip=thin,
+                    skip_weight=weight,
+                    add=add,
                 )
             )
+            self.memory.give_back(add)
             return
         doubled = self.memory.borrow((fits, 2 * height + 2, 2 * width + 2, outputs), self.dtype)
         self.launches.append(
@@ -417,11 +463,37 @@ class Planner:
                 affine,
                 self.tiles.strips(2 * height, 2 * width, outputs),
                 keep,
-                skip=skip,
-                skip_weight=joined.skip_weight,
+                skip=thin,
+                skip_weight=weight,
+                add=add,
             )
         )
-        self.memory.give_back(doubled)
+        self.memory.give_back(doubled, add)
+
+    def _wide(self, node: Join) -> bool:
+        """Return whether a join's skip connection has convolutions of its own."""
+        return node.skip is not None and self.map(node.skip).raw.shape[3] > THIN
+
+    def _forward_skip(self, node: Join) -> Tensor:
+        """Plan the convolution of a wide skip; return its result, borrowed."""
+        assert node.skip is not None
+        skip, weight = self.map(node.skip), self._joined[node].skip_weight
+        assert weight is not None
+        fits, height, width, channels = skip.raw.shape
+        outputs = weight.shape[-1]
+        y = self.memory.borrow((fits, height, width, outputs), self.dtype)
+        self.launches.append(
+            conv.forward(
+                f"{self.name(node)} skip forward",
+                skip,
+                weight,
+                Geometry("conv", 3, 1, 1, node.pad),
+                y,
+                self.tiles.product(height, width, outputs, channels, 9),
+                self.memory.keep,
+            )
+        )
+        return y
 
     def _backward_join(self, node: Join) -> None:
         keep, borrow, name = self.memory.keep, self.memory.borrow, self.name(node)
@@ -436,30 +508,33 @@ class Planner:
         border = 2 * bilinear
         dy = borrow((fits, 2 * height + border, 2 * width + border, outputs), self.dtype)
         tile = self.tiles.strips(2 * height, 2 * width, outputs)
-        taps = dskip = skip_ds = None
-        if skip is not None and joined.skip_weight is not None:
-            taps = borrow((fits, 2 * height, 2 * width, 9, few), self.dtype)
+        thin = thin_weight = skip_g = dskip = skip_ds = None
+        if skip is not None and joined.skip_weight is not None and not self._wide(node):
+            thin, thin_weight = skip, joined.skip_weight
+            skip_g = borrow((fits, 2 * height, 2 * width, 9, few), self.dtype)
             programs = self.tiles.strip_programs(2 * height + border, 2 * width + border, tile)
-            dskip = borrow((fits, programs, *joined.skip_weight.shape[1:]), torch.float32)
+            dskip = borrow((fits, programs, *thin_weight.shape[1:]), torch.float32)
             skip_ds = borrow((fits, few), torch.float32)
         self.launches.append(
             smooth.backward(
                 f"{name} gradient",
                 made.gradient,
                 dy,
-                tile if skip is not None or bilinear else self.tiles.elementwise(outputs),
+                tile if thin is not None or bilinear else self.tiles.elementwise(outputs),
                 keep,
                 bilinear=bilinear,
-                skip=skip,
-                skip_weight=joined.skip_weight,
-                taps=taps,
+                skip=thin,
+                skip_weight=thin_weight,
+                taps=skip_g,
                 dskip=dskip,
                 ds_skip=skip_ds,
-                dgamma_skip=None if skip is None else dgamma[:, :few],
-                affine_skip=joined.skip_affine,
-                master=None if skip is None else master,
+                dgamma_skip=None if thin is None else dgamma[:, :few],
+                affine_skip=None if thin is None else joined.skip_affine,
+                master=None if thin is None else master,
             )
         )
+        if self._wide(node):
+            skip_g, dskip, skip_ds = self._backward_skip(node, None if bilinear else dy)
         self.release(node)
 
         # The convolution of the small map.
@@ -508,7 +583,7 @@ class Planner:
                 skip_du,
                 joined.skip_affine,
                 skip_ds,
-                taps,
+                skip_g,
                 dskip,
                 node.up,
                 self.gradient(node.weight),
@@ -516,9 +591,61 @@ class Planner:
                 keep,
             )
         )
-        self.memory.give_back(taps, dskip, skip_ds, dfolded, deep_ds)
+        self.memory.give_back(skip_g, dskip, skip_ds, dfolded, deep_ds)
+
+    def _backward_skip(self, node: Join, dy: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Plan the backward pass of a wide skip's convolution.
+
+        Args:
+            dy: The gradient of the join's result, if it is there at full resolution.
+
+        Returns:
+            The gradients of the skip's value, of its weights in partial sums, and of their scale:
+            all borrowed.
+        """
+        assert node.skip is not None
+        joined, borrow, name = self._joined[node], self.memory.borrow, self.name(node)
+        skip, affine, weight = self.map(node.skip), joined.skip_affine, joined.skip_weight
+        assert weight is not None and affine is not None
+        fits, height, width, channels = skip.raw.shape
+        outputs = weight.shape[-1]
+        plain = None
+        if dy is None:
+            dy = plain = borrow((fits, height, width, outputs), self.dtype)
+            self.launches.append(
+                smooth.backward(
+                    f"{name} skip gradient",
+                    self._made[node].gradient,
+                    plain,
+                    self.tiles.elementwise(outputs),
+                    self.memory.keep,
+                    bilinear=False,
+                )
+            )
+        tile = self.tiles.weights(height * width, channels, outputs, 9)
+        g = borrow((fits, height, width, channels), self.dtype)
+        dskip = borrow((fits, tile.splits, *weight.shape[1:]), torch.float32)
+        ds = borrow((fits, channels), torch.float32)
+        master, dgamma = self.master(node.weight), self.gradient(node.join_gamma)
+        self.launches.append(
+            conv_backward.backward(
+                f"{name} skip backward",
+                skip,
+                weight,
+                dy,
+                Geometry("conv", 3, 1, 1, node.pad),
+                self.tiles.product(height, width, channels, outputs, 9),
+                tile,
+                self.memory.keep,
+                dx=g,
+                dweight=dskip,
+                scale=Scale(master[:, :, :, :channels], affine, ds, dgamma[:, :channels]),
+            )
+        )
+        self.memory.give_back(plain)
+        return g, dskip, ds
 
 
 def _geometry(node: Conv) -> Geometry:
     size = node.weight.shape[-1]
-    return Geometry("conv", size, node.stride, (size - 1) // 2, node.pad)
+    return Geometry("conv", size, 1 if node.pooled else node.stride, (size - 1) // 2, node.pad)

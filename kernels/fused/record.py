@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashdip.kernels.opset import Activation, Down, Pad, Up
 
-THIN = 7  # channels of a skip connection whose nine taps make one product of 64
+THIN = 7  # channels of a skip connection whose nine taps make one product of 64; more are wide
 
 
 @dataclass(eq=False)
@@ -41,6 +41,11 @@ class Conv(Node):
     down: Down
     pad: Pad
     act: Activation
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the full result is computed, and then averaged."""
+        return self.stride == 2 and self.down == "avg"
 
 
 @dataclass(eq=False)
@@ -140,21 +145,11 @@ def unsupported(nodes: Sequence[Node]) -> list[str]:
     """Return what of a recorded network has no kernel; empty if all has."""
     reasons = set()
     for node in nodes:
-        if isinstance(node, Conv) and node.stride == 2 and node.down != "stride":
+        if isinstance(node, Conv) and node.stride == 2 and node.down not in ("stride", "avg"):
             reasons.add(f"downsampling by {node.down}")
         if isinstance(node, Join):
             if node.weight.shape[-1] != 3:
                 reasons.add(f"an upward kernel of size {node.weight.shape[-1]}")
             if node.pad == "zero":
                 reasons.add("zero padding behind a join")
-            deep = node.weight.shape[2] - _channels(node.deep)
-            if deep > THIN:
-                reasons.add(f"a skip connection of more than {THIN} channels")
     return sorted(reasons)
-
-
-def _channels(node: Node) -> int:
-    if isinstance(node, Input):
-        return node.channels
-    assert isinstance(node, Conv | Join)
-    return int(node.weight.shape[1])

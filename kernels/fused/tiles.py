@@ -75,22 +75,19 @@ class Tiles:
         """
         block = min(power(outputs, 16), 64 if self.wide else 128)
         depth = min(power(inputs, 16), 16 if self.wide else 64)
-        most = 64 if self.wide else 128
-        need = max(1, self.architecture.processors * 3 // 4)
-        pixels, programs = most, 0
-        for pixels in (128, 64, 32, 16):
-            if pixels > most:
-                continue
-            high, across = _cut(pixels, rows, columns)
-            tiles = triton.cdiv(rows, high) * triton.cdiv(columns, across) * groups * self.fits
-            programs = tiles * triton.cdiv(outputs, block)
-            if programs >= need:
-                break
         steps = sums * triton.cdiv(inputs, depth)
-        splits = max(1, min(8, steps // 2, self.architecture.processors // max(1, programs)))
+        processors = self.architecture.processors
+        pixels, programs = 64, 1
+        for pixels in (64,) if self.wide else (128, 64):
+            high, across = _cut(pixels, rows, columns)
+            tiles = triton.cdiv(rows * columns, high * across) * groups * self.fits
+            programs = tiles * triton.cdiv(outputs, block)
+            if programs >= 3 * processors // 2:
+                break
+        splits = max(1, min(8, steps // 2, 2 * processors // programs))
         high, across = _cut(pixels, rows, columns)
-        warps = 8 if pixels * block >= 16384 else 4
-        return Tile(high, across, block, depth, splits, warps, self._stages(pixels, block, depth))
+        depth, stages = self._stages(pixels, block, depth)
+        return Tile(high, across, block, depth, splits, 4, stages)
 
     def weights(self, pixels: int, inputs: int, outputs: int, slots: int) -> Tile:
         """Cut the gradient of a convolution's weights: a block of inputs, summed over pixels.
@@ -102,10 +99,11 @@ class Tiles:
         depth = 16 if self.wide else 64
         rows, block = min(power(inputs, 16), most), min(power(outputs, 16), most)
         tiles = triton.cdiv(inputs, rows) * triton.cdiv(outputs, block) * slots * self.fits
-        room = triton.cdiv(2 * self.architecture.processors, tiles)
+        # One program a processor: others do dgrad, and every split is read once more.
+        room = self.architecture.processors // tiles
         splits = max(1, min(room, triton.cdiv(pixels, 4 * depth)))
-        warps = 8 if rows * block >= 16384 else 4
-        return Tile(rows, 1, block, depth, splits, warps, self._stages(rows, block, depth))
+        depth, stages = self._stages(rows, block, depth)
+        return Tile(rows, 1, block, depth, splits, 4, stages)
 
     def stream(self, pixels: int, channels: int, tile: int = 64) -> Tile:
         """Cut a pass over all pixels by programs that each take a contiguous range."""
@@ -141,11 +139,15 @@ class Tiles:
     def _strips(rows: int, columns: int, down: int, across: int) -> int:
         return int(triton.cdiv(rows, down) * triton.cdiv(columns, across))
 
-    def _stages(self, first: int, second: int, depth: int) -> int:
-        """Return how many stages fit into shared memory beside the result's tile, 2 to 4."""
+    def _stages(self, first: int, second: int, depth: int) -> tuple[int, int]:
+        """Return a depth, and 2 to 4 stages, that let two programs share a multiprocessor."""
+        room = (self.architecture.shared + 1024) // 2 - 1024
         stage = (first + second) * depth * self.dtype.itemsize
-        room = self.architecture.shared - first * second * self.dtype.itemsize
-        return max(2, min(4, room // stage))
+        if 2 * stage > room and depth > 32:
+            depth, stage = depth // 2, stage // 2
+        # Where a warp multiplies by itself, one stage is in registers.
+        buffers = room // stage + (not self.architecture.warpgroups)
+        return depth, max(2, min(4, buffers))
 
 
 def _cut(pixels: int, rows: int, columns: int) -> tuple[int, int]:

@@ -31,11 +31,14 @@ class Rounded:
         pad: Pad = "reflection",
         act: Activation = "LeakyReLU",
     ) -> Tensor:
-        """Round weights, the padded input, and the results of convolution, norm, activation."""
+        """Round weights, the padded input, and what convolution, pooling, norm, activation give."""
         margin = (weight.shape[-1] - 1) // 2
         if pad == "reflection" and margin:
             x = self._store(F.pad(x, (margin,) * 4, mode="reflect"))
-        y = self._store(self._convolve(x, weight, stride, 0 if pad == "reflection" else margin))
+        step = stride if down == "stride" else 1
+        y = self._store(self._convolve(x, weight, step, 0 if pad == "reflection" else margin))
+        if step != stride:
+            y = self._store(reference.pool(y, stride, down))
         y = self._store(reference._norm(y, gamma, beta))
         return self._store(reference.activate(y, act))
 

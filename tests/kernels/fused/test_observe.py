@@ -37,7 +37,7 @@ def test_statistics(stop: tuple[StopRule, ...]) -> None:
         output.copy_(torch.rand(output.shape, generator=torch.Generator().manual_seed(step)))
         launch()
         counters += 1
-        plain.update(output.clone(), torch.zeros(2), step + 1)
+        plain.update(output.clone(), torch.zeros(2), [step + 1] * 2)
         torch.testing.assert_close(watched.window, plain.window, rtol=0, atol=0)
         torch.testing.assert_close(watched.moving_mean, plain.moving_mean)
         torch.testing.assert_close(watched.moving_variance, plain.moving_variance)

@@ -18,10 +18,25 @@ from flashdip.engine.presets import PRESETS, preset
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise, reference
 from flashdip.kernels.fused.launch import Launch
+from flashdip.kernels.fused.record import THIN
 from tests.kernels.fused.judge import judge
 from tests.kernels.fused.rounded import Rounded
 
 FLASH = SkipConfig(inputs=3, upsample=("nearest", "bilinear", "bilinear", "bilinear", "bilinear"))
+# Wide skips at either join; pooling beside a thin skip, and beside a wide one that reads 3x3;
+# kernels of one pixel beside a thin skip that reads 3x3.
+OTHERS = (
+    SkipConfig(inputs=3, down=(5, 6), skip=(9, 17), upsample=("bilinear", "nearest"), act="Swish"),
+    SkipConfig(
+        inputs=3,
+        down=(5, 6),
+        skip=(4, 8),
+        kernel_skip=(1, 3),
+        upsample=("nearest", "bilinear"),
+        downsample="avg",
+    ),
+    SkipConfig(inputs=3, down=(5, 6), kernel_down=1, kernel_skip=(1, 3), upsample="nearest"),
+)
 # Of presets with one network the last stands for all.
 TOPOLOGIES = {
     preset.config.network: (name, preset.config)
@@ -41,6 +56,8 @@ def shrunk(config: FitConfig, levels: int = 2) -> FitConfig:
         value = getattr(network, name)
         if isinstance(value, tuple):
             fields[name] = value[:levels]
+        elif name == "skip" and value > THIN:
+            fields[name] = value // 8 + 1
     return replace(config, network=replace(network, **fields), stop=("fixed",), iterations=20)
 
 
@@ -131,10 +148,22 @@ def judge_step(config: FitConfig, of: Problem, dtype: torch.dtype) -> None:
 )
 def test_published_topologies(config: FitConfig) -> None:
     """One step of each, two levels deep, in fp16, on a picture that the network's size exceeds."""
-    config = shrunk(config)
-    if unsupported(config.network):
-        pytest.skip(f"no kernel for {', '.join(unsupported(config.network))}")
-    judge_step(config, problem(), torch.float16)
+    assert not unsupported(config.network)
+    judge_step(shrunk(config), problem(), torch.float16)
+
+
+@pytest.mark.parametrize("network", OTHERS, ids=["wide", "pooled", "narrow"])
+def test_other_topologies(network: SkipConfig) -> None:
+    """What is not published but can be asked for, in float32: two fits."""
+    assert not unsupported(network)
+    judge_step(FitConfig(network=network, stop=("fixed",)), problem(2, (16, 16)), torch.float32)
+
+
+def test_what_has_no_kernel_is_named() -> None:
+    assert unsupported(SkipConfig(downsample="max", kernel_up=5)) == [
+        "an upward kernel of size 5",
+        "downsampling by max",
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -149,15 +178,16 @@ def test_a_fit_in_five_steps() -> None:
     config = shrunk(DENOISE, levels=1)
     step = step_of(config, problem(), torch.float32)
     plain = EagerStep(reference, problem(), config, torch.device("cpu"), torch.float64, None)
-    for name, tensor in step.good_state().items():
+    for name, tensor in step.slots[0].good_state().items():
         if name == "parameters":
             step.program.layout.unpack(tensor, plain.network.views(plain.parameters))
     plain.z.copy_(step.program.z.permute(0, 3, 1, 2))
     for _ in range(5):
         step()
         plain()
-    torch.testing.assert_close(step.image().double(), plain.image(), rtol=0, atol=1e-4)
-    torch.testing.assert_close(step.read().loss, plain.read().loss, rtol=1e-3, atol=0)
+    found, exact = step.slots[0], plain.slots[0]
+    torch.testing.assert_close(found.image().double(), exact.image(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.read().loss, exact.read().loss, rtol=1e-3, atol=0)
 
 
 def test_the_step_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:

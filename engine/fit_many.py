@@ -1,0 +1,286 @@
+"""Many fits: some of them side by side in one step; where one ends the next problem begins."""
+
+import bisect
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flashdip.engine.backends import TRITON, triton
+from flashdip.engine.backends.base import DTYPES, Slot
+from flashdip.engine.config import FitConfig
+from flashdip.engine.errors import ConfigError, DivergedError, ShapeError
+from flashdip.engine.events import Event
+from flashdip.engine.fit import Place, check, outcome
+from flashdip.engine.operators import Each, Identity, Linear, Mask
+from flashdip.engine.problems import Problem
+from flashdip.engine.result import Result
+from flashdip.engine.run import Run
+from flashdip.engine.stopping import Stopping
+
+if TYPE_CHECKING:
+    from flashdip.kernels.fused.tiles import Architecture
+
+MOST = 16  # fits side by side, unless asked for: more fill a GPU no better
+SHARE = 0.9  # of a GPU's free memory, for all that torch needs beside
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A problem in line, and its place in it."""
+
+    index: int
+    problem: Problem
+    config: FitConfig  # with the task's own seed
+    truth: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Seated:
+    """A task that is being fitted."""
+
+    task: _Task
+    run: Run
+    setup: float  # seconds before its first iteration
+
+
+def fit_many(
+    problems: Sequence[Problem],
+    config: FitConfig,
+    *,
+    at_once: int | None = None,
+    seeds: Sequence[int] | None = None,
+    truths: Sequence[Tensor | None] | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    callback: Callable[[int, Event], None] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    notes: Sequence[str] = (),
+) -> Iterator[tuple[int, Result]]:
+    """Fit a network to each of many problems, several at once.
+
+    Each fit has its own weights, statistics, seed, stopping and divergence guard, and ends as it
+    would by itself, but for rounding. When one ends, the next problem takes its slot: no kernel is
+    compiled and no graph captured for it. Slots for which no problem is left run on idly until the
+    last fit has ended.
+
+    Seconds are those of the clock, for budgets too: a fit shares them with its neighbours, and with
+    whoever looks at a result before asking for the next one.
+
+    Args:
+        problems: Single fits (F = 1) of one image shape and one shape of observations; operators
+            may differ. Identities and masks alone are compared within the Triton kernels; with one
+            other operator among them, all are compared by torch.
+        config: How; the network's outputs are set to the images' channels.
+        at_once: Fits side by side. None: on a GPU, with the Triton kernels, as many as its free
+            memory holds, at most 16; elsewhere, where they would only share the time, one.
+        seeds: Of each problem; None: the config's for all.
+        truths: The undamaged images, [C, H, W] each, or None; only to report the PSNR.
+        backend: "auto", or the name of one.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
+        callback: Receives the index of a problem and its event, as of `fit`.
+        interrupted: Asked after each iteration; when it returns True the running fits end with
+            their best images so far, and the others do not begin.
+        notes: Lines that a person should see with the start of each fit and in its record.
+
+    Returns:
+        An iterator over (index of the problem, its result), in the order in which they end. What it
+        is not asked for is not fitted.
+
+    Raises:
+        InputError: Problems, config, seeds and truths do not go together.
+        UnavailableError: The backend or device cannot be used here.
+        DivergedError: Some fits diverged before they had any image; raised once all others are
+            done.
+    """
+    if at_once is not None and at_once < 1:
+        raise ConfigError(f"at_once: expected a whole number of at least 1, got {at_once}")
+    tasks = _tasks(problems, config, seeds, truths)
+    if not tasks:
+        return iter(())
+    place = Place.choose(tasks[0].problem, config, backend, device, notes)
+    count = min(len(tasks), _at_once(place, tasks[0].problem.shape) if at_once is None else at_once)
+    tell = callback or (lambda index, event: None)
+    return _results(tasks, place, count, tell, interrupted)
+
+
+def fits_in_memory(
+    config: FitConfig,
+    shape: tuple[int, int, int],
+    free_bytes: int,
+    precision: str,
+    architecture: str = "sm_90",
+) -> int:
+    """Return how many fits the Triton kernels can run side by side in so much memory.
+
+    From the plan of the launches, without a GPU; see `flashdip.engine.backends.triton.memory`.
+
+    Args:
+        config: How they are fitted.
+        shape: Of an image: channels, height, width.
+        free_bytes: Free on the device.
+        precision: "fp16", "bf16" or "fp32".
+        architecture: Of the GPU; see `flashdip.kernels.fused.tiles.ARCHITECTURES`.
+
+    Returns:
+        The number of fits; 0 if there is not memory for one.
+    """
+    from flashdip.kernels.fused.tiles import ARCHITECTURES
+
+    return _fitting(config, shape, free_bytes, precision, ARCHITECTURES[architecture])
+
+
+def _fitting(
+    config: FitConfig,
+    shape: tuple[int, int, int],
+    free_bytes: int,
+    precision: str,
+    architecture: "Architecture",
+) -> int:
+    def need(fits: int) -> int:
+        return triton.memory(config, shape, DTYPES[precision], architecture, fits)
+
+    # Two fits never need less than one and a half times the memory of one.
+    return bisect.bisect_right(range(1, 2 * free_bytes // need(1) + 1), free_bytes, key=need)
+
+
+def _at_once(place: Place, shape: tuple[int, int, int]) -> int:
+    if place.backend is not TRITON or place.device.type != "cuda":
+        return 1
+    free = int(SHARE * torch.cuda.mem_get_info(place.device)[0])
+    own = triton.architecture(place.device)
+    return max(1, min(MOST, _fitting(place.config, shape, free, place.precision, own)))
+
+
+def _tasks(
+    problems: Sequence[Problem],
+    config: FitConfig,
+    seeds: Sequence[int] | None,
+    truths: Sequence[Tensor | None] | None,
+) -> list[_Task]:
+    """Check everything before anything is fitted."""
+    for name, given in (("seeds", seeds), ("truths", truths)):
+        if given is not None and len(given) != len(problems):
+            raise ConfigError(
+                f"{name}: expected one for each of the {len(problems)} problems, got {len(given)}"
+            )
+    tasks = []
+    for index, problem in enumerate(_alike(problems)):
+        truth = None if truths is None else truths[index]
+        check(problem, truth)
+        first = problems[0]
+        for name, expected, found in (
+            ("image", first.shape, problem.shape),
+            ("observation", first.observation.shape, problem.observation.shape),
+        ):
+            if tuple(expected) != tuple(found):
+                raise ShapeError(
+                    f"problem {index}: expected the first one's shape of the {name}, "
+                    f"{tuple(expected)}, got {tuple(found)}; fit the others by themselves"
+                )
+        seed = config.seed if seeds is None else seeds[index]
+        outputs = dataclasses.replace(config.network, outputs=problem.shape[0])
+        own = dataclasses.replace(config, seed=seed, network=outputs)
+        Stopping(own, problem.sigma)
+        tasks.append(_Task(index, problem, own, truth))
+    return tasks
+
+
+def _alike(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems with operators of one kind, which one plan of launches serves."""
+    kinds = {type(problem.operator) for problem in problems}
+    if len(kinds) == 1:
+        return list(problems)
+
+    def alike(problem: Problem) -> Problem:
+        operator = problem.operator
+        if kinds == {Identity, Mask}:
+            operator = Mask(torch.ones(1, 1)) if isinstance(operator, Identity) else operator
+        elif isinstance(operator, Identity | Mask):
+            operator = Linear(operator, operator.adjoint)
+        return dataclasses.replace(problem, operator=operator)
+
+    return [alike(problem) for problem in problems]
+
+
+def _side_by_side(tasks: Sequence[_Task]) -> Problem:
+    """Return one problem of as many fits."""
+    return Problem(
+        torch.cat([task.problem.observation for task in tasks]),
+        tasks[0].problem.shape,
+        Each([task.problem.operator for task in tasks]),
+    )
+
+
+def _results(
+    tasks: list[_Task],
+    place: Place,
+    count: int,
+    tell: Callable[[int, Event], None],
+    interrupted: Callable[[], bool],
+) -> Iterator[tuple[int, Result]]:
+    begun = time.perf_counter()
+    waiting = iter(tasks)
+    lost: list[int] = []
+    step = place.prepare(_side_by_side(tasks[:count]), None)
+
+    def seat(slot: Slot, task: _Task, begun: float) -> _Seated:
+        slot.replace(task.problem, task.config.seed, task.truth)
+
+        def own(event: Event) -> None:
+            tell(task.index, event)
+
+        run = Run(slot, task.config, task.problem.sigma, None, own)
+        own(place.started(0))
+        setup = time.perf_counter() - begun
+        run.start()
+        return _Seated(task, run, setup)
+
+    pairs = zip(step.slots, islice(waiting, count), strict=True)
+    seated = {index: seat(slot, task, begun) for index, (slot, task) in enumerate(pairs)}
+
+    def advance() -> bool:
+        """Iterate until some run is over; return whether the fits were interrupted."""
+        while True:
+            step()
+            due = [index for index, fit in seated.items() if fit.run.due()]
+            statistics = step.read() if due else []
+            for index in due:
+                seated[index].run.read(statistics[index])
+            stop = interrupted()
+            for fit in seated.values():
+                if stop and fit.run.reason is None:
+                    fit.run.reason = "interrupted"
+            if any(fit.run.reason is not None for fit in seated.values()):
+                return stop
+
+    while seated:
+        with place.memory():
+            stopped = advance()
+        for index, fit in list(seated.items()):
+            if fit.run.reason is None:
+                continue
+            begun, task = time.perf_counter(), fit.task
+            try:
+                result = outcome(fit.run, task.problem, task.truth, place, fit.setup)
+            except DivergedError:
+                result = None
+                lost.append(task.index)
+            following = None if stopped else next(waiting, None)
+            if following is None:
+                del seated[index]
+            else:
+                seated[index] = seat(step.slots[index], following, begun)
+            if result is not None:
+                yield task.index, result
+    if lost:
+        raise DivergedError(
+            f"fits of the problems {', '.join(map(str, lost))}: expected a finite loss that falls, "
+            "got another one before the first image, retries included; lower the learning rate "
+            "(--set learning_rate=0.001)"
+        )

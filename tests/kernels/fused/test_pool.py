@@ -1,0 +1,97 @@
+"""Average pooling around a norm, in Triton's interpreter, against float64 autograd."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashdip.kernels.fused import pool
+from flashdip.kernels.fused.launch import Gradient, Norm, Tile
+from flashdip.kernels.opset import EPS
+from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+
+half, brain, single = torch.float16, torch.bfloat16, torch.float32
+TILE = Tile(rows=1, columns=16, outputs=16, warps=4)
+
+
+class Case:
+    """A map [F, 2 H, 2 W, C], the norm of its averages, and their gradient."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(sum(shape))
+        fits, height, width, channels = shape
+        self.shape, self.dtype = shape, dtype
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        self.x = (4 * draw(fits, 2 * height, 2 * width, channels) + 3).to(dtype)
+        self.dy = Gradient(
+            draw(*shape).to(dtype), draw(*shape).to(dtype), 0.5 * draw(fits, 3, channels)
+        )
+        # Parameters lie in one flat buffer, each fit's in its row.
+        gamma, beta = draw(fits, 2 * channels + 5)[:, : 2 * channels].chunk(2, 1)
+        self.norm = Norm(gamma, beta, gamma, beta)
+
+    def run(self) -> dict[str, Tensor]:
+        """By the kernels."""
+        fits, _, _, channels = self.shape
+        y, out = poisoned(self.shape, self.dtype), poisoned(tuple(self.x.shape), self.dtype)
+        affine = poisoned((fits, 4, channels), single)
+        scratch: list[Tensor] = []
+
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            scratch.append(zeroed(shape, dtype))
+            return scratch[-1]
+
+        pool.forward("", self.x, y, self.norm, affine, TILE, allocate)()
+        pool.backward("", self.dy, out, TILE)()
+        assert not any(t.any() for t in scratch if t.dtype == torch.int32)
+        scale, shift, mean, inverse = affine.unbind(1)
+        return dict(y=y, scale=scale, shift=shift, mean=mean, inverse=inverse, out=out)
+
+    def exact(self, dtype: torch.dtype, storage: torch.dtype | None) -> dict[str, Tensor]:
+        """By autograd; `storage` rounds what an eager run would store."""
+
+        def store(x: Tensor) -> Tensor:
+            return x if storage is None else round_through(x, storage)
+
+        fits, height, width, channels = self.shape
+        x = self.x.to(dtype).requires_grad_()
+        y = store(store(x).view(fits, height, 2, width, 2, channels).mean((2, 4)))
+        a, b, c = (row[:, None, None] for row in self.dy.pull.to(dtype).unbind(1))
+        y.backward(store(a * self.dy.du.to(dtype) + b * self.dy.y.to(dtype) + c))
+        y = y.detach()
+        mean, variance = y.mean((1, 2)), y.var((1, 2), correction=0)
+        inverse = (variance + EPS).rsqrt()
+        scale = self.norm.gamma.to(dtype) * inverse
+        shift = self.norm.beta.to(dtype) - mean * scale
+        assert x.grad is not None
+        return dict(y=y, scale=scale, shift=shift, mean=mean, inverse=inverse, out=x.grad)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((1, 1, 1, 4), half),
+        Case((2, 3, 5, 20), half),
+        Case((1, 7, 11, 5), single),
+        Case((2, 2, 3, 16), brain),
+    ],
+    ids=lambda case: f"{case.shape}-{case.dtype}",
+)
+def test_averages_and_their_gradient(case: Case) -> None:
+    found, exact, rounded = (
+        case.run(),
+        case.exact(torch.float64, None),
+        case.exact(single, case.dtype),
+    )
+    for name, value in found.items():
+        judge(value, exact[name], rounded[name], case.dtype)
+
+
+def test_the_order_of_programs_does_not_matter(request: pytest.FixtureRequest) -> None:
+    """Where the first program arrives last, the bits are the same."""
+    forwards = Case((2, 7, 11, 20), half).run()
+    request.getfixturevalue("reversed_order")
+    for name, value in Case((2, 7, 11, 20), half).run().items():
+        assert torch.equal(value, forwards[name])
