@@ -1,4 +1,4 @@
-.PHONY: dev types check test demo fuzz bench
+.PHONY: dev types check test demo fuzz bench bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -46,3 +46,6 @@ fuzz: dev  # 1,000 damaged files of each image format
 
 bench: dev  # seconds an iteration and memory: the published loop against the backends
 	$(BIN)/python -m flashdip.bench.table
+
+bench-gpu: dev  # on an NVIDIA GPU: whether the kernels are right, then how fast; results in bench-gpu/
+	$(BIN)/python -m flashdip.bench.gpu

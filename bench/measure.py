@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,14 @@ class Variant:
 
 
 class Worker:
-    """A variant in a process of its own; made by `worker`."""
+    """A variant in a process of its own; made by `worker`.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    Attributes:
+        limit: Seconds that an answer may take, None for any; then the process is killed.
+    """
+
+    def __init__(self, connection: Connection, process: BaseProcess, limit: float | None) -> None:
+        self._connection, self._process, self.limit = connection, process, limit
         self._receive()
 
     def seconds(self, *, steps: int, warmup: int) -> float:
@@ -168,6 +173,9 @@ class Worker:
         return int(self._receive())
 
     def _receive(self) -> Any:
+        if self.limit is not None and not self._connection.poll(self.limit):
+            self._process.kill()
+            raise TimeoutError(f"measure: the worker did not answer within {self.limit:.0f} s")
         try:
             answer = self._connection.recv()
         except EOFError:
@@ -178,10 +186,17 @@ class Worker:
 
 
 @contextlib.contextmanager
-def worker(make: Callable[..., Variant], *arguments: Any) -> Iterator[Worker]:
+def worker(
+    make: Callable[..., Variant], *arguments: Any, limit: float | None = None
+) -> Iterator[Worker]:
     """Run `make(*arguments)`, a module-level function, in a fresh process and offer its variant.
 
     An exception of the variant is raised here.
+
+    Args:
+        make: Sets the variant up.
+        arguments: What it is given.
+        limit: See `Worker`; it holds for the set-up too.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -189,7 +204,7 @@ def worker(make: Callable[..., Variant], *arguments: Any) -> Iterator[Worker]:
     process.start()
     theirs.close()
     try:
-        yield Worker(ours)
+        yield Worker(ours, process, limit)
     finally:
         ours.close()
         process.join()

@@ -51,10 +51,11 @@ def picture(name: str, size: int) -> Tensor:
 def best(step: EagerStep, truth: Tensor, iterations: int) -> float:
     """Return the highest PSNR that the averaged output reaches, looked at every tenth iteration."""
     scores = []
-    while step.iteration < iterations:
+    slot = step.slots[0]
+    while slot.iteration < iterations:
         step()
-        if step.iteration % 10 == 0:
-            scores.append(psnr(step.image()[0], truth))
+        if slot.iteration % 10 == 0:
+            scores.append(psnr(slot.image()[0], truth))
     return max(scores)
 
 

@@ -100,10 +100,11 @@ def check(size: int, device: str, backend: str, precision: str) -> tuple[float, 
     config = dataclasses.replace(configuration(precision), perturbation=0.0)
     target = picture(size)
     step = chosen.prepare(Problem(target, (3, size, size)), config, place, exact, None)
-    start = step.fitted()
+    slot = step.slots[0]
+    start = slot.fitted()
     step()
-    output = step.image().cpu().double()
-    moment = step.good_state()["moment1"].cpu().double().flatten()
+    output = slot.image().cpu().double()
+    moment = slot.good_state()["moment1"].cpu().double().flatten()
 
     network = skip(config.network.inputs, 3, **DENOISE).double()
     parameters = list(network.parameters())
