@@ -144,7 +144,8 @@ def _sum(
         row, column, constant = top + y * S, left + x * S, 0 * y
     terms_x = tl.maximum(terms_x, 1)
     for step in tl.range(
-        steps * split // splits, steps * (split + 1) // splits, num_stages=STAGES
+        steps * split // splits, steps * (split + 1) // splits, num_stages=STAGES,
+        disable_licm=not INSIDE,
     ):  # fmt: skip
         first, term = step % BLOCKS * BLOCK_O, step // BLOCKS
         group_y, slot_y, out_y = _seen(
@@ -289,11 +290,8 @@ def dgrad(
     sharing = tl.maximum(tl.where(inside, hole_tiles, ring_tiles), 1)  # tiles of a parity
     parity, begin = place // sharing, place % sharing * PIXELS
     odd_y, odd_x = parity // S, parity % S
-    if inside:
-        y, x = _in_hole(begin, top, left, hole_y, hole_x, PIXELS)
-        low_y, high_y, low_x, high_x = False, False, False, False
-    else:
-        y, x = _in_ring(begin, down, across, top, left, hole_y, hole_x, PIXELS)
+    low_y, high_y, low_x, high_x = False, False, False, False
+    if not inside:
         last = tl.minimum(begin + PIXELS, ring) - 1
         low_y, high_y = begin < top * across, (begin < ends) & (last >= top * across)
         one = (begin // across == last // across) & (last < ends)  # line
@@ -308,13 +306,20 @@ def dgrad(
     dy_ptr += far * (GROUPS * members(H, KIND, K, S)) * (GROUPS * members(W, KIND, K, S)) * OUT
     weight_ptr += far * weights
     first_y, first_x = (odd_y + BEFORE) % S, (odd_x + BEFORE) % S
-    # Two loops, one of them empty: in two branches each would have shared memory of its own.
+    # Two loops, one of them empty: in two branches each would have shared memory of its own. Where
+    # the pixels lie is found for each, and once more: kept over a loop it would take registers.
     g = tl.zeros([PIXELS, BLOCK_I], tl.float32)
+    y, x = tl.zeros([PIXELS], tl.int32), tl.zeros([PIXELS], tl.int32)
+    if inside:
+        y, x = _in_hole(begin, top, left, hole_y, hole_x, PIXELS)
     g = _sum(
         g, split, splits, inside, dy_ptr, weight_ptr, y - top, x - left, top * S + odd_y,
         left * S + odd_x, first_y, first_x, low_y, low_x, high_y, high_x, c, H, W, True, IN, OUT,
         KIND, K, S, BEFORE, PAD, BLOCK_I, BLOCK_O, STAGES,
     )  # fmt: skip
+    y, x = tl.zeros([PIXELS], tl.int32), tl.zeros([PIXELS], tl.int32)
+    if not inside:
+        y, x = _in_ring(begin, down, across, top, left, hole_y, hole_x, PIXELS)
     g = _sum(
         g, split, splits, not inside, dy_ptr, weight_ptr, y, x, odd_y, odd_x, first_y, first_x,
         low_y, low_x, high_y, high_x, c, H, W, False, IN, OUT, KIND, K, S, BEFORE, PAD, BLOCK_I,
@@ -328,7 +333,6 @@ def dgrad(
     if complete:
         if shares_ptr is not None:
             g = add_up(g, own_job, splits, shares_ptr)
-        # Found once more: kept over the loops, they would take registers.
         if inside:
             y, x = _in_hole(begin, top, left, hole_y, hole_x, PIXELS)
             pixel = (y * S + odd_y) * W + x * S + odd_x

@@ -143,9 +143,9 @@ class Tiles:
         """Return a depth, and 2 to 4 stages, that let two programs share a multiprocessor."""
         room = (self.architecture.shared + 1024) // 2 - 1024
         stage = (first + second) * depth * self.dtype.itemsize
-        if 2 * stage > room and depth > 32:
-            depth, stage = depth // 2, stage // 2
-        # Where a warp multiplies by itself, one stage is in registers.
+        # Where a warp multiplies by itself, its factors take registers, which a large tile lacks.
+        if not self.architecture.warpgroups and first * second >= 16384 and depth > 32:
+            depth, stage = 32, stage * 32 // depth
         buffers = room // stage + (not self.architecture.warpgroups)
         return depth, max(2, min(4, buffers))
 

@@ -193,6 +193,7 @@ CASES = {
         Problem((2, 3), 20, 16, NEAREST, None, torch.float32, 4, "LeakyReLU", norm=True, fits=2),
         SMALL._replace(splits=3),
     ),
+    "slices": (Problem((3, 5), 4, 40, Geometry(), norm=True), SMALL._replace(outputs=64)),
     "more splits than steps": (
         Problem((3, 2), 4, 4, POINT, "LeakyReLU"), SMALL._replace(splits=3)
     ),

@@ -83,6 +83,8 @@ class Case:
     scale: bool = False
     splits: int = 2
     wanted: bool = True  # dx
+    shared: int = 1  # programs that share a sum of dgrad
+    block: int = 16  # channels of a program of dgrad
     found: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -183,7 +185,7 @@ class Case:
             scale = Scale(self.master, self.join, poisoned((fits, inputs), single), gradients[:, 0])
         launch = backward(
             "test", x, self.weight, self.dy, self.geometry,
-            Tile(rows=4, columns=4, outputs=16, inputs=16, warps=4, stages=2),
+            Tile(4, 4, outputs=self.block, inputs=16, splits=self.shared, warps=4, stages=2),
             Tile(rows=16, columns=1, outputs=16, inputs=32, warps=4, stages=2), allocate,
             dx=dx, dweight=dweight, norm=norm, pull=pull, side=side, scale=scale,
         )  # fmt: skip
@@ -237,6 +239,11 @@ STRIDED = Geometry(stride=2)
         Case((1, 5, 6, 4), 4, Geometry(size=4, stride=2), splits=3),
         Case((1, 5, 6, 20), 4, Geometry(size=1, stride=2, before=0), act="none"),
         Case((1, 5, 6, 4), 20, Geometry(size=1, before=0), dtype=brain),
+        # Sums that programs share, also more programs than terms; results in slices.
+        Case((1, 5, 6, 20), 20, BILINEAR, shared=3, splits=1),
+        Case((2, 7, 5, 5), 4, STRIDED, act="LeakyReLU", side=4, shared=6),
+        Case((1, 5, 4, 72), 4, CONV, act="LeakyReLU", shared=2, block=128, splits=1),
+        Case((1, 3, 5, 40), 4, CONV, act="ELU", block=64, splits=1),
     ],
     ids=repr,
 )
