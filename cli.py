@@ -34,6 +34,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Look",
         "Compile every kernel for GPUs that are not here, and model a step.",
     ),
+    "tune": (
+        "flashdip.bench.tune:tune",
+        "Look",
+        "Look for the tiles that suit the GPU at hand, and keep them.",
+    ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }
 

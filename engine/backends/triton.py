@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flashdip.engine.backends import tuned
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.eager import initial_input
 from flashdip.engine.backends.observe import MOVING_RATE, Observer, spread
@@ -125,9 +126,9 @@ class TritonStep:
         moment1, moment2 = self.program.moments
         parameters = self.program.parameters
         self.trained = {"parameters": parameters, "moment1": moment1, "moment2": moment2}
-        self._parts: list[Callable[[], None]] = [_runner(self.program.launches, device)]
+        self._parts: list[Callable[[], None]] = [captured(self.program.launches, device)]
         if self.program.after:
-            self._parts += [self._compare, _runner(self.program.after, device)]
+            self._parts += [self._compare, captured(self.program.after, device)]
         count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
         self.initial = torch.zeros(problem.fits, count)
         self.slots = [TritonSlot(self, fit) for fit in self.fits]
@@ -266,12 +267,13 @@ def planned(
     dtype: torch.dtype,
     architecture: "Architecture",
     fits: int = 1,
+    device: torch.device | str = "meta",
 ) -> "Program":
-    """Plan the denoising of F images of `size` (H, W), without memory."""
+    """Plan the denoising of F images of `size` (H, W): of zeros, or without memory."""
     from flashdip.kernels.fused.program import Images
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     shape = fits, config.network.outputs, *size
     samples = len(spread(config.network.outputs * size[0] * size[1]))
@@ -364,11 +366,15 @@ def architecture(device: torch.device) -> "Architecture":
     nearest = max(version for version in known if version <= own)
     properties = torch.cuda.get_device_properties(device)
     shared = getattr(properties, "shared_memory_per_block_optin", None)
-    found = ARCHITECTURES[known[nearest]]._replace(processors=properties.multi_processor_count)
-    return found if shared is None else found._replace(shared=min(shared, found.shared))
+    found = ARCHITECTURES[known[nearest]]
+    return found._replace(
+        processors=properties.multi_processor_count,
+        shared=min(shared or found.shared, found.shared),
+        table={**found.table, **tuned.load(tuned.identity(device))},
+    )
 
 
-def _runner(launches: Sequence["Launch"], device: torch.device) -> Callable[[], None]:
+def captured(launches: Sequence["Launch"], device: torch.device) -> Callable[[], None]:
     """Return what runs the launches: on a GPU, after a first run of each, a captured graph."""
 
     def run() -> None:

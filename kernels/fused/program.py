@@ -218,7 +218,7 @@ class Program:
                 loss_scale=self.loss_scale,
             )
         )
-        self.planner = planner
+        self.planner, self.tiles = planner, tiles
         self.launches: list[Launch] = [*first, *planner.launches[:split]]
         self.after: list[Launch] = planner.launches[split:] + last
         if images.target is not None:

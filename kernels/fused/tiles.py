@@ -1,14 +1,20 @@
 """How the work is cut, per architecture: pure functions of shapes.
 
 A pixel tile is as large as leaves every multiprocessor something to do; where even small tiles
-leave some idle, programs share the sum of a tile.
+leave some idle, programs share the sum of a tile. Where somebody looked closer, an architecture's
+table has a better tile than these rules: `flashdip.bench.tune` fills it.
 """
 
-from typing import NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Concatenate, NamedTuple, ParamSpec
 
 import torch
 import triton
 
+from flashdip.kernels.fused import tables
 from flashdip.kernels.fused.launch import Tile
 
 
@@ -20,30 +26,56 @@ class Architecture(NamedTuple):
         processors: Multiprocessors of the GPU.
         shared: Bytes of shared memory that a program may take.
         warpgroups: Whether four warps multiply together (WGMMA, tcgen05).
+        table: Tiles that are better than those of the rules, by `Tiles.key`.
     """
 
     name: str
     processors: int
     shared: int
     warpgroups: bool = False
+    table: Mapping[str, Tile] = MappingProxyType({})
 
 
 ARCHITECTURES = {
-    "sm_80": Architecture("sm_80", 108, 166912),
-    "sm_86": Architecture("sm_86", 84, 101376),
-    "sm_89": Architecture("sm_89", 128, 101376),
-    "sm_90": Architecture("sm_90", 132, 232448, True),
-    "sm_100": Architecture("sm_100", 148, 232448, True),
-    "sm_120": Architecture("sm_120", 170, 101376),
-    "gfx942": Architecture("gfx942", 304, 65536),
-    # One processor: nothing is gained there by cutting small.
-    "interpreter": Architecture("interpreter", 1, 1 << 30),
+    each.name: each._replace(table=tables.read(each.name))
+    for each in (
+        Architecture("sm_80", 108, 166912),
+        Architecture("sm_86", 84, 101376),
+        Architecture("sm_89", 128, 101376),
+        Architecture("sm_90", 132, 232448, True),
+        Architecture("sm_100", 148, 232448, True),
+        Architecture("sm_120", 170, 101376),
+        Architecture("gfx942", 304, 65536),
+        # One processor: nothing is gained there by cutting small.
+        Architecture("interpreter", 1, 1 << 30),
+    )
 }
 
 
 def power(n: int, least: int = 1) -> int:
     """Return the next power of 2, at least `least`."""
     return max(least, 1 << (n - 1).bit_length())
+
+
+P = ParamSpec("P")
+
+
+def _tunable(
+    rule: Callable[Concatenate["Tiles", P], Tile],
+) -> Callable[Concatenate["Tiles", P], Tile]:
+    """Let the architecture's table overrule a rule, and note what was asked for."""
+    signature = inspect.signature(rule)
+
+    @functools.wraps(rule)
+    def choose(self: "Tiles", *args: P.args, **kwargs: P.kwargs) -> Tile:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        key = self.key(rule.__name__, *list(bound.arguments.values())[1:])
+        tile = self.architecture.table.get(key)
+        self.chosen[key] = rule(self, *args, **kwargs) if tile is None else tile
+        return self.chosen[key]
+
+    return choose  # type: ignore[return-value]  # `self` is positional
 
 
 class Tiles:
@@ -53,13 +85,23 @@ class Tiles:
         architecture: Of the GPU.
         dtype: Storage type.
         fits: Fits in one launch.
+
+    Attributes:
+        chosen: Every tile that was asked for, by `key`.
     """
 
     def __init__(self, architecture: Architecture, dtype: torch.dtype, fits: int) -> None:
+        self.chosen: dict[str, Tile] = {}
         self.architecture, self.dtype, self.fits = architecture, dtype, fits
         # Float32 products run without matrix units, and hold twice the registers.
         self.wide = dtype == torch.float32 and architecture.name != "interpreter"
 
+    def key(self, rule: str, *shape: int) -> str:
+        """Return what a tile is kept under: the rule, its arguments, storage type and fits."""
+        kind = str(self.dtype).removeprefix("torch.")
+        return " ".join([rule, *map(str, shape), kind, f"F{self.fits}"])
+
+    @_tunable
     def product(
         self, rows: int, columns: int, outputs: int, inputs: int, sums: int, groups: int = 1
     ) -> Tile:
@@ -89,6 +131,7 @@ class Tiles:
         depth, stages = self._stages(pixels, block, depth)
         return Tile(high, across, block, depth, splits, 4, stages)
 
+    @_tunable
     def weights(self, pixels: int, inputs: int, outputs: int, slots: int) -> Tile:
         """Cut the gradient of a convolution's weights: a block of inputs, summed over pixels.
 
@@ -105,17 +148,20 @@ class Tiles:
         depth, stages = self._stages(rows, block, depth)
         return Tile(rows, 1, block, depth, splits, 4, stages)
 
+    @_tunable
     def stream(self, pixels: int, channels: int, tile: int = 64) -> Tile:
         """Cut a pass over all pixels by programs that each take a contiguous range."""
         programs = min(triton.cdiv(pixels, tile), 2 * self.architecture.processors // self.fits)
         block = power(channels, 16)
         return Tile(1, tile, block, block, max(1, programs), 8 if block >= 64 else 4, 2)
 
+    @_tunable
     def elementwise(self, channels: int) -> Tile:
         """Cut a pass that takes each pixel by itself."""
         block = power(channels, 16)
         return Tile(1, max(1, 8192 // block), block, block, 1, 4, 1)
 
+    @_tunable
     def strips(self, rows: int, columns: int, channels: int) -> Tile:
         """Cut a pass that walks down strips of columns."""
         across, block = min(power(columns), 16), power(channels, 16)
@@ -130,6 +176,7 @@ class Tiles:
         most = max(1, 2 * self.architecture.processors // self.fits)
         return min(self._strips(rows, columns, tile.rows, tile.columns), most)
 
+    @_tunable
     def join(self, rows: int, columns: int, channels: int) -> Tile:
         """Cut the statistics of a join: small blocks of channels, for their weights' sake."""
         high, across = _cut(64, rows, columns)
