@@ -1,4 +1,4 @@
-.PHONY: dev types check test demo fuzz bench bench-gpu
+.PHONY: dev types check test demo fuzz kernels bench bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -43,6 +43,9 @@ demo: dev  # restore a photograph; the pictures go to demo/
 
 fuzz: dev  # 1,000 damaged files of each image format
 	$(BIN)/python tests/fuzz.py 1000
+
+kernels: dev  # compile every kernel for every NVIDIA GPU and size, without one; fail on what must not be
+	$(BIN)/flashdip kernels --check
 
 bench: dev  # seconds an iteration and memory: the published loop against the backends
 	$(BIN)/python -m flashdip.bench.table

@@ -5,6 +5,7 @@ Nothing here needs a GPU, and nothing here was measured: times are modelled.
 
 import json
 import os
+from collections import Counter
 from importlib import util
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,7 +102,11 @@ def survey(archs: tuple[str, ...], sizes: tuple[int, ...], jobs: int) -> dict[st
     ]
     breaches = [f"{row['name']}, {row['arch']}: {b}" for row in rows for b in row["breaches"]]
     seconds = {(step["gpu"], step["size"]): step["modelled_ms"] / 1e3 for step in steps}
-    return {"kernels": rows, "steps": steps, "breaches": breaches + checks.slower(seconds)}
+    breaches += checks.slower(seconds)
+    breaches += checks.too_many(
+        {key: len(step) for key, step in made.items()}, Counter(row["arch"] for row in rows)
+    )
+    return {"kernels": rows, "steps": steps, "breaches": breaches}
 
 
 def _step(gpu: "GPU", side: int, made: "list[tuple[Launch, Compiled]]") -> dict[str, Any]:

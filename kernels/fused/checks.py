@@ -21,6 +21,9 @@ ALLOWED: dict[tuple[str, str, str], str] = {}
 RECORDED: dict[tuple[str, int], float] = {}
 SLACK = 1.01
 
+LAUNCHES = 80  # of a step of the default network, at most
+SPECIALISATIONS = 80  # of the default network at all sizes, for one architecture, at most
+
 
 def breaches(launch: Launch, compiled: Compiled) -> dict[str, str]:
     """Return what a launch breaches that it should not: name of the check, and what was found."""
@@ -51,6 +54,24 @@ def slower(steps: Mapping[tuple[str, int], float]) -> list[str]:
         f"{gpu}, {side}x{side}: modelled {seconds * 1e3:.3f} ms, recorded {recorded * 1e3:.3f} ms"
         for (gpu, side), seconds in steps.items()
         if (recorded := RECORDED.get((gpu, side))) and seconds > recorded * SLACK
+    ]
+
+
+def too_many(launches: Mapping[tuple[str, int], int], codes: Mapping[str, int]) -> list[str]:
+    """Say where there are more of something than should be.
+
+    Args:
+        launches: Of a step, by architecture and side of the image.
+        codes: Compiled functions, by architecture.
+    """
+    return [
+        f"{arch}, {side}x{side}: {count} launches a step, {LAUNCHES} at most"
+        for (arch, side), count in launches.items()
+        if count > LAUNCHES
+    ] + [
+        f"{arch}: {count} kernels to compile, {SPECIALISATIONS} at most"
+        for arch, count in codes.items()
+        if count > SPECIALISATIONS
     ]
 
 
