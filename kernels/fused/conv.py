@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.conv_split import add_up, hand_in
-from flashdip.kernels.fused.device import activate, dot, halves, narrow, whole
+from flashdip.kernels.fused.device import FEW, activate, dot, halves, narrow, whole
 from flashdip.kernels.fused.geometry import Geometry, members, placed, source
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_moments, scratch_shapes
@@ -151,16 +151,9 @@ def _convolve(
         offset = far * (GROUPS * GROUPS * OUT) * members_y * members_x
         if add_ptr is not None:
             add_ptr += offset
-        if OUTPUTS < 64:
-            mean, squares = _stored(total, y_ptr + offset, add_ptr, at, valid, c, OUT)
-        else:
-            HALF: tl.constexpr = OUTPUTS // 2
-            lower, upper = halves(total)
-            half = block * OUTPUTS + tl.arange(0, HALF)
-            mean, squares = _stored(lower, y_ptr + offset, add_ptr, at, valid, half, OUT)
-            half += HALF
-            more, more_squares = _stored(upper, y_ptr + offset, add_ptr, at, valid, half, OUT)
-            mean, squares = whole(mean, more), whole(squares, more_squares)
+        mean, squares = _stored(
+            total, y_ptr + offset, add_ptr, at, valid, block * OUTPUTS, OUT, OUTPUTS
+        )
         if affine_ptr is not None:
             finish_moments(
                 tl.sum(valid.to(tl.float32), 0), mean, squares, c, tile, tiles, fit, fits,
@@ -169,8 +162,20 @@ def _convolve(
 
 
 @triton.jit
-def _stored(total, y_ptr, add_ptr, at, valid, c, OUT: tl.constexpr):
-    """Store y at channels c of the pixels; return its mean and the squares about it."""
+def _stored(
+    total, y_ptr, add_ptr, at, valid, first, OUT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Store y at BLOCK channels of the pixels; return its mean and the squares about it.
+
+    Of more than FEW channels one half follows the other.
+    """
+    if BLOCK > FEW:
+        HALF: tl.constexpr = BLOCK // 2
+        lower, upper = halves(total)
+        mean, squares = _stored(lower, y_ptr, add_ptr, at, valid, first, OUT, HALF)
+        more, more_squares = _stored(upper, y_ptr, add_ptr, at, valid, first + HALF, OUT, HALF)
+        return whole(mean, more), whole(squares, more_squares)
+    c = first + tl.arange(0, BLOCK)
     at = (at * OUT)[:, None] + c[None, :]
     mask = valid[:, None] & (c < OUT)[None, :]
     if add_ptr is not None:

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from flashdip.kernels.fused.conv_split import add_up, hand_in
 from flashdip.kernels.fused.conv_wgrad import exist, load_gradient
-from flashdip.kernels.fused.device import dot, halves, narrow, slope, whole
+from flashdip.kernels.fused.device import FEW, dot, halves, narrow, slope, whole
 from flashdip.kernels.fused.geometry import Geometry, members, placed, targets
 from flashdip.kernels.fused.norm import finish_sums
 
@@ -194,10 +194,24 @@ def _in_ring(begin, down, across, top, left, hole_y, hole_x, PIXELS: tl.constexp
 
 @triton.jit
 def _activated(
-    g, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT: tl.constexpr, IN: tl.constexpr,
+    g, x_ptr, dx_ptr, affine_ptr, pixel, valid, first, ACT: tl.constexpr, IN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store du at channels c of the pixels; return its sum and that of du xhat."""
+    """Store du at BLOCK channels of the pixels; return its sum and that of du xhat.
+
+    Of more than FEW channels one half follows the other.
+    """
+    if BLOCK > FEW:
+        HALF: tl.constexpr = BLOCK // 2
+        lower, upper = halves(g)
+        plain, along = _activated(
+            lower, x_ptr, dx_ptr, affine_ptr, pixel, valid, first, ACT, IN, HALF
+        )
+        more, more_along = _activated(
+            upper, x_ptr, dx_ptr, affine_ptr, pixel, valid, first + HALF, ACT, IN, HALF
+        )
+        return whole(plain, more), whole(along, more_along)
+    c = first + tl.arange(0, BLOCK)
     live = exist(c, IN, BLOCK)
     at = pixel[:, None] * IN + c[None, :]
     mask = valid[:, None] & live[None, :]
@@ -212,24 +226,6 @@ def _activated(
     tl.store(dx_ptr + at, du, mask)
     du = tl.where(valid[:, None], du.to(tl.float32), 0.0)
     return tl.sum(du, 0), tl.sum(du * (raw - mean[None, :]), 0) * inverse
-
-
-@triton.jit
-def _by_halves(
-    g, x_ptr, dx_ptr, affine_ptr, pixel, valid, first, ACT: tl.constexpr, IN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Do what `_activated` does for BLOCK channels from `first` on, with fewer registers."""
-    if BLOCK < 64:
-        c = first + tl.arange(0, BLOCK)
-        return _activated(g, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT, IN, BLOCK)
-    HALF: tl.constexpr = BLOCK // 2
-    lower, upper = halves(g)
-    c = first + tl.arange(0, HALF)
-    plain, along = _activated(lower, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT, IN, HALF)
-    c += HALF
-    more, more_along = _activated(upper, x_ptr, dx_ptr, affine_ptr, pixel, valid, c, ACT, IN, HALF)
-    return whole(plain, more), whole(along, more_along)
 
 
 @triton.jit
@@ -366,20 +362,9 @@ def dgrad(
         else:
             own_ptr = affine_ptr + fit * 4 * IN
             lane = job % blocks * BLOCK_I
-            if BLOCK_I < 128:
-                plain, along = _by_halves(
-                    g, x_ptr, dx_ptr, own_ptr, pixel, valid, lane, ACT, IN, BLOCK_I
-                )
-            else:
-                HALF: tl.constexpr = BLOCK_I // 2
-                lower, upper = halves(g)
-                plain, along = _by_halves(
-                    lower, x_ptr, dx_ptr, own_ptr, pixel, valid, lane, ACT, IN, HALF
-                )
-                more, more_along = _by_halves(
-                    upper, x_ptr, dx_ptr, own_ptr, pixel, valid, lane + HALF, ACT, IN, HALF
-                )
-                plain, along = whole(plain, more), whole(along, more_along)
+            plain, along = _activated(
+                g, x_ptr, dx_ptr, own_ptr, pixel, valid, lane, ACT, IN, BLOCK_I
+            )
             finish_sums(
                 plain, along, c, tile, tiles, fit, fits, H * W, parts_ptr, counters_ptr, affine_ptr,
                 pull_ptr, dgamma_ptr, dbeta_ptr, parameters, IN,

@@ -12,6 +12,7 @@ from flashdip.kernels import opset
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 EPS = tl.constexpr(opset.EPS)
 SLOPE = tl.constexpr(opset.SLOPE)
+FEW = tl.constexpr(32)  # channels that are finished at a time
 
 
 @triton.jit

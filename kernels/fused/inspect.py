@@ -21,7 +21,7 @@ from typing import Any
 
 import triton
 from torch import Tensor
-from triton._C.libtriton import native_specialize_impl
+from triton._C.libtriton import gluon_ir, ir, native_specialize_impl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
@@ -231,13 +231,34 @@ def _compile(key: Specialisation) -> Compiled:
         shared=made.metadata.shared,
         threads=made.metadata.num_warps * target.warp_size,
         stages=made.metadata.num_stages,
-        conversions=mlir.conversions(made.asm["ttgir"]),
+        conversions=mlir.conversions(made.asm["ttgir"], _moves(made.asm["ttgir"], backend)),
         code=code,
         ttir=made.asm["ttir"],
         arguments=tuple(argument for argument, kind in key.signature if kind != "constexpr"),
     )
     _save(key, compiled)
     return compiled
+
+
+def _moves(ttgir: str, backend: Any) -> list[bool]:
+    """Say of each layout conversion of the code, in order, whether the compiler moves anything."""
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    builder = gluon_ir.GluonOpBuilder(context)
+    with tempfile.NamedTemporaryFile("w", suffix=".ttgir") as file:
+        file.write(ttgir)
+        file.flush()
+        module = ir.parse_mlir_module(file.name, context)
+    found = []
+
+    def look(operation: Any) -> None:
+        if operation.get_name() == "ttg.convert_layout":
+            kind, value = operation.get_result(0).get_type(), operation.get_operand(0)
+            found.append(not builder.is_convert_layout_trivial(kind, value))
+
+    module.walk(look)
+    return found
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, Code]:

@@ -5,7 +5,7 @@ an opening brace.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
@@ -86,15 +86,23 @@ def main_loops(function: Operation) -> list[Operation]:
     return [loop for loop in loops if any(o.is_dot for o in _own(loop))]
 
 
-def conversions(text: str) -> int:
+def conversions(text: str, moves: Sequence[bool]) -> int:
     """Count in main loops what takes a tile from registers through shared memory and back.
 
     Vectors, such as a row of scales, do not count.
+
+    Args:
+        text: The code.
+        moves: For each `ttg.convert_layout`, in the order of the text, whether it moves anything:
+            one from a layout to the same under another name does not.
     """
+    function = parse(text)
+    changes = (o for o in function.walk() if o.name == "ttg.convert_layout")
+    moving = {id(o) for o, moved in zip(changes, moves, strict=True) if moved}
     return sum(
-        operation.name == "ttg.convert_layout"
+        id(operation) in moving
         or (operation.name == "ttg.local_alloc" and bool(operands(operation.text)))
-        for loop in main_loops(parse(text))
+        for loop in main_loops(function)
         for operation in _own(loop)
         if any(min(shape) > 1 and len(shape) > 1 for shape, _ in operation.shapes())
     )

@@ -233,3 +233,15 @@ def test_programs_are_followed_through_loops_and_branches() -> None:
     ]
     assert np.allclose(work.rounds, 1 + 1 / 4)  # the counter, and what the last one reads
     assert work.tail == 1
+
+
+def test_conversions_that_move_nothing_do_not_count() -> None:
+    """Two conversions in the main loop and one behind it, of which some only rename a layout."""
+    from flashdip.kernels.fused.mlir import conversions
+
+    product = next(line for line in TTIR.splitlines() if "tt.dot" in line)
+    change = "%{} = ttg.convert_layout %a : tensor<16x16xf16, #a> -> tensor<16x16xf16, #b>"
+    inside = "\n".join([change.format("x"), change.format("y"), product])
+    text = TTIR.replace(product, inside, 1).replace("tt.return", f"{change.format('z')}\ntt.return")
+    cases = [True, True, True], [False, True, True], [False, False, True]
+    assert [conversions(text, moves) for moves in cases] == [2, 1, 0]
