@@ -12,110 +12,82 @@ them. Bilinear enlargement A leaves the mean, and the variance is that of centre
 which is x smoothed by [3, 10, 3] / 16 along each axis, its border replicated.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused import norm
-from flashdip.kernels.fused.device import EPS, activate, last_to_arrive, narrow
+from flashdip.kernels.fused.conv_wgrad import exist
+from flashdip.kernels.fused.device import EPS, narrow
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Tile, size
+from flashdip.kernels.fused.patches import corners, cut, pending, row_of, smooth
 from flashdip.kernels.opset import Up
 
-GROUP = norm.GROUP
-
 
 @triton.jit
-def pixels(tile, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return row and column of a tile's pixels, and which exist: three times [ROWS * COLUMNS]."""
-    across = tl.cdiv(width, COLUMNS)
-    i = tl.arange(0, ROWS * COLUMNS)
-    y = tile // across * ROWS + i // COLUMNS
-    x = tile % across * COLUMNS + i % COLUMNS
-    return y, x, (y < height) & (x < width)
-
-
-@triton.jit
-def pending(affine_ptr, fit, c, C: tl.constexpr):
-    """Return scale and shift of a `Map` at channels c; of one without affine, 1 and 0."""
-    scale, shift = tl.full(c.shape, 1.0, tl.float32), tl.zeros(c.shape, tl.float32)
-    if affine_ptr is not None:
-        scale = tl.load(affine_ptr + fit * 4 * C + c, c < C, other=0.0)
-        shift = tl.load(affine_ptr + (fit * 4 + 1) * C + c, c < C, other=0.0)
-    return scale, shift
-
-
-@triton.jit
-def value_of(raw_ptr, at, mask, scale, shift, ACT: tl.constexpr):
-    """Load raw values and return those of the `Map`, rounded as they are stored."""
-    raw = tl.load(raw_ptr + at, mask, other=0.0).to(tl.float32)
-    u = raw * scale[None, :] + shift[None, :]
-    return narrow(activate(u, ACT), raw_ptr.dtype.element_ty)
-
-
-@triton.jit
-def smoothed(
-    raw_ptr, y, x, height, width, c, mask, scale, shift, C: tl.constexpr, ACT: tl.constexpr,
+def _moments(
+    raw_ptr, value_ptr, y, x, height, width, c, live, scale, shift, C: tl.constexpr,
+    ACT: tl.constexpr, SMOOTH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Return a `Map` smoothed by [3, 10, 3] / 16 along each axis, its border replicated."""
-    near = tl.zeros(mask.shape, tl.float32)
-    for up in tl.static_range(3):
-        row = tl.minimum(tl.maximum(y + up - 1, 0), height - 1)
-        for left in tl.static_range(3):
-            column = tl.minimum(tl.maximum(x + left - 1, 0), width - 1)
-            at = (row * width + column)[:, None] * C + c[None, :]
-            share = (10.0 if up == 1 else 3.0) * (10.0 if left == 1 else 3.0) / 256.0
-            near += share * value_of(raw_ptr, at, mask, scale, shift, ACT).to(tl.float32)
-    return near
+    """Return the number of pixels of patches, their mean, and the squares about it.
 
+    If SMOOTH, the squares are the products of centred v and of what it is smoothed to, `near`.
+    Their means over a whole map are the same, and the products of a part are the squares of
+    (v + near) / 2 less those of (v - near) / 2: only the former need a centre, and are merged as
+    any map's.
 
-@triton.jit
-def _settle(
-    v, near, valid, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, C: tl.constexpr,
-):  # fmt: skip
-    """Take the mean of v and its variance with `near`; see `norm.finish_forward` for the rest.
-
-    The product of centred v and `near` is the difference of two squares, of their half sum and
-    their half difference. The means of v and `near` are the same: only the first is to be centred,
-    and is merged from tiles as any map's.
-
-    Returns:
-        Whether this is the last program of these channels; if so, mean and variance.
+    A lane takes its patch about the patch's first value: nothing cancels where the mean is far
+    from 0.
     """
-    live = c < C
-    ones = valid.to(tl.float32)[:, None]
-    half, apart = (v + near) * 0.5, (v - near) * 0.5 * ones
-    n = tl.sum(ones + tl.zeros(v.shape, tl.float32), 0)
-    mean = tl.sum(half * ones, 0) / tl.maximum(n, 1.0)
-    off = (half - mean[None, :]) * ones
-    squares = tl.sum(off * off - apart * apart, 0)
-    groups = tl.cdiv(tiles, GROUP)
-    own_ptr = parts_ptr + fit * tiles * 3 * C
-    groups_ptr = parts_ptr + (fits * tiles + fit * groups) * 3 * C
-    norm._store(own_ptr + tile * 3 * C, c, C, live, n, mean, squares)
-
-    blocks = tl.cdiv(C, c.shape[0])
-    counters_ptr += (fit * blocks + tl.min(c) // c.shape[0]) * (groups + 1)
-    group = tile // GROUP
-    members = tl.minimum(GROUP, tiles - group * GROUP)
-    last = tile < 0
-    if last_to_arrive(counters_ptr + 1 + group, members):
-        n, mean, squares = norm._merge(own_ptr + group * GROUP * 3 * C, members, c, C, live)
-        norm._store(groups_ptr + group * 3 * C, c, C, live, n, mean, squares)
-        if last_to_arrive(counters_ptr, groups):
-            n, mean, squares = norm._merge(groups_ptr, groups, c, C, live)
-            squares /= tl.maximum(n, 1.0)
-            last = tile >= 0
-    return last, mean, squares
+    n = tl.zeros([y.shape[0], 1], tl.float32)
+    total = tl.zeros([y.shape[0], c.shape[0]], tl.float32)
+    products = tl.zeros([y.shape[0], c.shape[0]], tl.float32)
+    if SMOOTH:
+        _, before = row_of(
+            raw_ptr, y - 1, x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH
+        )
+    values, here = row_of(raw_ptr, y, x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH)
+    origin = values[0]
+    for i in tl.static_range(HIGH):
+        if SMOOTH or i + 1 < HIGH:
+            ahead, after = row_of(
+                raw_ptr, y + (i + 1), x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH
+            )
+        for j in tl.static_range(WIDE):
+            valid = ((y + i < height) & (x + j < width))[:, None]
+            if value_ptr is not None:
+                at = ((y + i) * width + x + j)[:, None] * C + c[None, :]
+                tl.store(
+                    value_ptr + at,
+                    narrow(values[j], value_ptr.dtype.element_ty),
+                    valid & live[None, :],
+                )
+            near = smooth(before[j], here[j], after[j]) if SMOOTH else values[j]
+            v = tl.where(valid, values[j] - origin, 0.0)
+            near = tl.where(valid, near - origin, 0.0)
+            n += valid.to(tl.float32)
+            total += v + near
+            products += v * near
+        if SMOOTH:
+            before = here
+        if SMOOTH or i + 1 < HIGH:
+            values, here = ahead, after
+    total *= 0.5
+    off = total / tl.maximum(n, 1.0)
+    products -= total * off
+    pixels = tl.sum(n)
+    means = origin + off
+    mean = tl.sum(n * means, 0) / tl.maximum(pixels, 1.0)
+    off = means - mean[None, :]
+    return pixels, mean, tl.sum(products + n * off * off, 0)
 
 
 @triton.jit
 def _statistics(
     program, raw_ptr, pending_ptr, value_ptr, affine_ptr, gamma_ptr, gamma_fit, parts_ptr,
-    counters_ptr, height, width, C: tl.constexpr, ACT: tl.constexpr, BILINEAR: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    counters_ptr, height, width, C: tl.constexpr, ACT: tl.constexpr, SMOOTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Take the statistics of one of the joined maps, and write its value if asked for.
 
@@ -123,31 +95,43 @@ def _statistics(
         Whether this is the last program of its block of channels, the channels, and if it is, their
         scales s.
     """
-    fit, fits = tl.program_id(1), tl.num_programs(1)
+    fit = tl.program_id(1)
     tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
     blocks = tl.cdiv(C, BLOCK)
     tile = program // blocks
     c = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    live = c < C
-    y, x, valid = pixels(tile, height, width, ROWS, COLUMNS)
-    mask = valid[:, None] & live[None, :]
-    where = (y * width + x)[:, None] * C + c[None, :]
+    live = exist(c, C, BLOCK)
+    y, x = corners(tile, height, width, ROWS, COLUMNS, HIGH, WIDE)
     scale, shift = pending(pending_ptr, fit, c, C)
     base = fit.to(tl.int64) * height * width * C
-    value = value_of(raw_ptr + base, where, mask, scale, shift, ACT)
     if value_ptr is not None:
-        tl.store(value_ptr + base + where, value, mask)
-    v = value.to(tl.float32)
-    near = v
-    if BILINEAR:
-        near = smoothed(raw_ptr + base, y, x, height, width, c, mask, scale, shift, C, ACT)
-    last, mean, variance = _settle(
-        v, near, valid, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, C
+        value_ptr += base
+    gamma = tl.load(gamma_ptr + fit * gamma_fit + c, live, other=0.0)
+    pixels, mean, squares = _moments(
+        raw_ptr + base,
+        value_ptr,
+        y,
+        x,
+        height,
+        width,
+        c,
+        live,
+        scale,
+        shift,
+        C,
+        ACT,
+        SMOOTH,
+        HIGH,
+        WIDE,
     )
-    s = tl.zeros(c.shape, tl.float32)
+    last, pixels, mean, squares = norm.collect(
+        pixels, mean, squares, c, tile, tiles, fit, tl.num_programs(1), parts_ptr, counters_ptr, C,
+        True,
+    )  # fmt: skip
+    s = gamma
     if last:
-        inverse = tl.rsqrt(variance + EPS)
-        s = tl.load(gamma_ptr + fit * gamma_fit + c, live, other=0.0) * inverse
+        inverse = tl.rsqrt(squares / tl.maximum(pixels, 1.0) + EPS)
+        s *= inverse
         at = fit * 3 * C + c
         tl.store(affine_ptr + at, mean, live)
         tl.store(affine_ptr + C + at, inverse, live)
@@ -161,13 +145,13 @@ def _fold(
     OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """Write s times the sums of taps that each group of outputs sees through each slot."""
-    for first in range(0, OUT, OUTPUTS):
+    for first in tl.static_range(0, OUT, OUTPUTS):
         o = first + tl.arange(0, OUTPUTS)
         mask = (c < C)[:, None] & (o < OUT)[None, :]
         at = c[:, None] * OUT + o[None, :]
         taps = ()
         for tap in tl.static_range(9):
-            w = tl.load(master_ptr + tap * ALL * OUT + at, mask, other=0.0) * s[:, None]
+            w = tl.load(master_ptr + tap * ALL * OUT + at, mask, other=0.0)
             taps += (w,)  # type: ignore[assignment]
         for place in tl.static_range(16):  # group_y, group_x, slot_y, slot_x
             total = tl.zeros(mask.shape, tl.float32)
@@ -176,7 +160,7 @@ def _fold(
                 in_x = (tap % 3 > place // 4 % 2) == (place % 2)
                 if in_y and in_x:
                     total += taps[tap]
-            total = narrow(total, folded_ptr.dtype.element_ty)
+            total = narrow(total * s[:, None], folded_ptr.dtype.element_ty)
             tl.store(folded_ptr + place * C * OUT + at, total, mask)
 
 
@@ -186,7 +170,7 @@ def _scale(
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """Write s times the weights of the skip channels, and zeros behind the rows of thin ones."""
-    for first in range(0, OUT, OUTPUTS):
+    for first in tl.static_range(0, OUT, OUTPUTS):
         o = first + tl.arange(0, OUTPUTS)
         mask = (c < C)[:, None] & (o < OUT)[None, :]
         at = c[:, None] * OUT + o[None, :]
@@ -194,7 +178,7 @@ def _scale(
             w = tl.load(master_ptr + tap * ALL * OUT + at, mask, other=0.0) * s[:, None]
             w = narrow(w, skip_weight_ptr.dtype.element_ty)
             tl.store(skip_weight_ptr + tap * C * OUT + at, w, mask)
-        for row in range(9 * C, ROWS):
+        for row in tl.static_range(9 * C, ROWS):
             tl.store(skip_weight_ptr + row * OUT + o, tl.zeros(o.shape, tl.float32), o < OUT)
 
 
@@ -204,20 +188,23 @@ def _forward_kernel(
     skip_ptr, skip_pending_ptr, skip_affine_ptr, skip_parts_ptr, skip_counters_ptr,
     gamma_ptr, master_ptr, folded_ptr, skip_weight_ptr,
     height, width, gamma_fit, master_fit, folded_fit, skip_weight_fit,
-    DEEP: tl.constexpr, SKIP: tl.constexpr, OUT: tl.constexpr, SKIP_ROWS: tl.constexpr,
+    DEEP: tl.constexpr, SKIP: tl.constexpr, OUT: tl.constexpr, WEIGHT_ROWS: tl.constexpr,
     BILINEAR: tl.constexpr, DEEP_ACT: tl.constexpr, SKIP_ACT: tl.constexpr,
-    ROWS: tl.constexpr, DEEP_COLUMNS: tl.constexpr, SKIP_COLUMNS: tl.constexpr,
-    DEEP_BLOCK: tl.constexpr, SKIP_BLOCK: tl.constexpr, OUTPUTS: tl.constexpr,
+    DEEP_ROWS: tl.constexpr, DEEP_COLUMNS: tl.constexpr, DEEP_HIGH: tl.constexpr,
+    DEEP_WIDE: tl.constexpr, DEEP_BLOCK: tl.constexpr, SKIP_ROWS: tl.constexpr,
+    SKIP_COLUMNS: tl.constexpr, SKIP_HIGH: tl.constexpr, SKIP_WIDE: tl.constexpr,
+    SKIP_BLOCK: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     fit = tl.program_id(1).to(tl.int64)
-    deep_programs = tl.cdiv(height, ROWS) * tl.cdiv(width, DEEP_COLUMNS) * tl.cdiv(DEEP, DEEP_BLOCK)
+    deep_tiles = tl.cdiv(height, DEEP_ROWS) * tl.cdiv(width, DEEP_COLUMNS)
+    deep_programs = deep_tiles * tl.cdiv(DEEP, DEEP_BLOCK)
     master_ptr += fit * master_fit
     if program < deep_programs:
         last, c, s = _statistics(
             program, deep_ptr, deep_pending_ptr, value_ptr, deep_affine_ptr, gamma_ptr + SKIP,
             gamma_fit, deep_parts_ptr, deep_counters_ptr, height, width, DEEP, DEEP_ACT, BILINEAR,
-            ROWS, DEEP_COLUMNS, DEEP_BLOCK,
+            DEEP_ROWS, DEEP_COLUMNS, DEEP_HIGH, DEEP_WIDE, DEEP_BLOCK,
         )  # fmt: skip
         if last:
             folded_ptr += fit * folded_fit
@@ -226,50 +213,14 @@ def _forward_kernel(
         last, skip_c, skip_s = _statistics(
             program - deep_programs, skip_ptr, skip_pending_ptr, None, skip_affine_ptr, gamma_ptr,
             gamma_fit, skip_parts_ptr, skip_counters_ptr, 2 * height, 2 * width, SKIP, SKIP_ACT,
-            False, ROWS, SKIP_COLUMNS, SKIP_BLOCK,
+            False, SKIP_ROWS, SKIP_COLUMNS, SKIP_HIGH, SKIP_WIDE, SKIP_BLOCK,
         )  # fmt: skip
         if last:
             skip_weight_ptr += fit * skip_weight_fit
             _scale(
-                skip_weight_ptr, master_ptr, skip_c, skip_s, SKIP, SKIP + DEEP, OUT, SKIP_ROWS,
+                skip_weight_ptr, master_ptr, skip_c, skip_s, SKIP, SKIP + DEEP, OUT, WEIGHT_ROWS,
                 OUTPUTS,
             )  # fmt: skip
-
-
-class Cut(NamedTuple):
-    """How one of the joined maps is cut into the work of programs.
-
-    Attributes:
-        columns: Columns of pixels of a program; its rows are those of the launch's `Tile`.
-        block: Channels of a program, a power of 2: fewer of them are made up for by columns.
-        programs: Programs for the map.
-        parts: Scratch; see `norm.scratch_shapes`. Like the rest, None of no map.
-        counters: Likewise.
-    """
-
-    columns: int = 1
-    block: int = 1
-    programs: int = 0
-    parts: Tensor | None = None
-    counters: Tensor | None = None
-
-
-def cut(x: Map | None, tile: Tile, allocate: Allocate) -> Cut:
-    """Cut a map as large as x, `tile.outputs` channels at a time."""
-    if x is None:
-        return Cut()
-    fits, height, width, channels = x.raw.shape
-    block = min(triton.next_power_of_2(channels), tile.outputs)
-    columns = tile.columns * tile.outputs // block
-    tiles = triton.cdiv(height, tile.rows) * triton.cdiv(width, columns)
-    parts, counters = norm.scratch_shapes(fits, tiles, channels, block)
-    return Cut(
-        columns,
-        block,
-        tiles * triton.cdiv(channels, block),
-        allocate((parts,), torch.float32),
-        allocate((counters,), torch.int32),
-    )
 
 
 def forward(
@@ -309,8 +260,9 @@ def forward(
     """
     fits, height, width, channels = deep.raw.shape
     outputs = master.shape[-1]
-    of_deep, of_skip = cut(deep, tile, allocate), cut(skip, tile, allocate)
-    at_once = max(16, 128 * tile.warps // of_deep.block)  # 9 x 4 weights to a thread
+    of_deep = cut(deep, tile, up == "bilinear", allocate)
+    of_skip = cut(skip, tile, False, allocate)
+    at_once = max(16, 256 * tile.warps // of_deep.block)  # 9 x 8 weights to a thread
     return Launch(
         name,
         _forward_kernel,
@@ -342,15 +294,12 @@ def forward(
             "DEEP": channels,
             "SKIP": 0 if skip is None else skip.raw.shape[-1],
             "OUT": outputs,
-            "SKIP_ROWS": 0 if skip_weight is None else skip_weight[0].numel() // outputs,
+            "WEIGHT_ROWS": 0 if skip_weight is None else skip_weight[0].numel() // outputs,
             "BILINEAR": up == "bilinear",
             "DEEP_ACT": deep.act,
             "SKIP_ACT": "none" if skip is None else skip.act,
-            "ROWS": tile.rows,
-            "DEEP_COLUMNS": of_deep.columns,
-            "SKIP_COLUMNS": of_skip.columns,
-            "DEEP_BLOCK": of_deep.block,
-            "SKIP_BLOCK": of_skip.block,
+            **{f"DEEP_{name}": number for name, number in of_deep.constants.items()},
+            **{f"SKIP_{name}": number for name, number in of_skip.constants.items()},
             "OUTPUTS": min(triton.next_power_of_2(outputs), at_once),
         },
         tile.warps,

@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.device import activate, narrow, slope
+from flashdip.kernels.fused.conv_wgrad import exist
+from flashdip.kernels.fused.device import narrow, slope
 from flashdip.kernels.fused.geometry import targets
-from flashdip.kernels.fused.join import Cut, cut, pending, pixels, smoothed
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
-from flashdip.kernels.fused.norm import finish_backward
+from flashdip.kernels.fused.norm import finish_sums
+from flashdip.kernels.fused.patches import Cut, corners, cut, pending, row_of, smooth
 from flashdip.kernels.opset import Up
 
 PARTS = tl.constexpr(16)  # partial sums that are loaded together
@@ -56,8 +57,8 @@ def _tap(tap_ptr, rows, columns, seen, width, c, mask, C: tl.constexpr):
 def _pass_on(
     program, g_ptr, raw_ptr, pending_ptr, affine_ptr, ds_ptr, du_ptr, pull_ptr, dgamma_ptr,
     dbeta_ptr, parameters, parts_ptr, counters_ptr, height, width, C: tl.constexpr,
-    ACT: tl.constexpr, BILINEAR: tl.constexpr, THIN: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    ACT: tl.constexpr, SMOOTH: tl.constexpr, THIN: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Complete the gradient of one of the joined maps and take it through its activation."""
     fit, fits = tl.program_id(1), tl.num_programs(1)
@@ -66,41 +67,69 @@ def _pass_on(
     blocks = tl.cdiv(C, BLOCK)
     tile = program // blocks
     c = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    live = c < C
-    y, x, valid = pixels(tile, height, width, ROWS, COLUMNS)
-    mask = valid[:, None] & live[None, :]
-    at = (y * width + x)[:, None] * C + c[None, :]
+    live = exist(c, C, BLOCK)
+    y, x = corners(tile, height, width, ROWS, COLUMNS, HIGH, WIDE)
     base = fit.to(tl.int64) * height * width * C
-    if THIN:
-        top, left = tile // across * ROWS, tile % across * COLUMNS
-        low = (top <= 1) | (left <= 1)
-        high = (top + ROWS >= height - 1) | (left + COLUMNS >= width - 1)
-        g = _gather(g_ptr + base * 9, y, x, height, width, c, mask, low | high, C)
-    else:
-        g = tl.load(g_ptr + base + at, mask, other=0.0).to(tl.float32)
-
-    raw = tl.load(raw_ptr + base + at, mask, other=0.0).to(tl.float32)
+    g_ptr += base * (9 if THIN else 1)
+    raw_ptr += base
+    du_ptr += base
     scale, shift = pending(pending_ptr, fit, c, C)
-    u = raw * scale[None, :] + shift[None, :]
-    if BILINEAR:
-        v = smoothed(raw_ptr + base, y, x, height, width, c, mask, scale, shift, C, ACT)
-    else:
-        v = narrow(activate(u, ACT), raw_ptr.dtype.element_ty).to(tl.float32)
     affine_ptr += fit * 3 * C + c
     mean = tl.load(affine_ptr, live, other=0.0)
     inverse = tl.load(affine_ptr + C, live, other=0.0)
     s = tl.load(affine_ptr + 2 * C, live, other=0.0)
     ds = tl.load(ds_ptr + fit * C + c, live, other=0.0)
-    along = -s * inverse * inverse * ds / (height * width)
-    g += along[None, :] * (v - mean[None, :])
-    g *= slope(u, ACT)
-    du = narrow(g, du_ptr.dtype.element_ty)
-    tl.debug_barrier()  # all warps have loaded g, where du may be written
-    tl.store(du_ptr + base + at, du, mask)
+    pull = (-s * inverse * inverse * ds / (height * width))[None, :]
+    fixed = pull * mean[None, :]
+    centre = tl.zeros([BLOCK], tl.float32)
     if pending_ptr is not None:
-        finish_backward(
-            du.to(tl.float32), raw, valid, c, tile, tiles, fit, fits, height * width, parts_ptr,
-            counters_ptr, pending_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, C,
+        centre = tl.load(pending_ptr + (fit * 4 + 2) * C + c, live, other=0.0)
+
+    plain = tl.zeros([y.shape[0], BLOCK], tl.float32)
+    along = tl.zeros([y.shape[0], BLOCK], tl.float32)
+    if SMOOTH:
+        _, before = row_of(
+            raw_ptr, y - 1, x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH
+        )
+    values, here = row_of(raw_ptr, y, x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH)
+    for i in tl.static_range(HIGH):
+        given = ()
+        for j in tl.static_range(WIDE):
+            mask = ((y + i < height) & (x + j < width))[:, None] & live[None, :]
+            if THIN:
+                top, left = tile // across * ROWS, tile % across * COLUMNS
+                low = (top <= 1) | (left <= 1)
+                high = (top + ROWS >= height - 1) | (left + COLUMNS >= width - 1)
+                g = _gather(g_ptr, y + i, x + j, height, width, c, mask, low | high, C)
+            else:
+                at = ((y + i) * width + x + j)[:, None] * C + c[None, :]
+                g = tl.load(g_ptr + at, mask, other=0.0).to(tl.float32)
+            given += (g,)  # type: ignore[assignment]
+        if SMOOTH:
+            _, after = row_of(
+                raw_ptr, y + (i + 1), x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH
+            )
+        tl.debug_barrier()  # all warps have loaded g, where du may be written
+        for j in tl.static_range(WIDE):
+            at = ((y + i) * width + x + j)[:, None] * C + c[None, :]
+            mask = ((y + i < height) & (x + j < width))[:, None] & live[None, :]
+            near = smooth(before[j], here[j], after[j]) if SMOOTH else values[j]
+            raw = tl.load(raw_ptr + at, mask, other=0.0).to(tl.float32)
+            u = raw * scale[None, :] + shift[None, :]
+            g = given[j] + (pull * near - fixed)
+            du = narrow(tl.where(mask, g * slope(u, ACT), 0.0), du_ptr.dtype.element_ty)
+            tl.store(du_ptr + at, du, mask)
+            du = du.to(tl.float32)
+            plain += du
+            along += du * (raw - centre[None, :])
+        if SMOOTH:
+            before, here = here, after
+    if pending_ptr is not None:
+        deviation = tl.load(pending_ptr + (fit * 4 + 3) * C + c, live, other=0.0)
+        finish_sums(
+            tl.sum(plain, 0), tl.sum(along, 0) * deviation, c, tile, tiles, fit, fits,
+            height * width, parts_ptr, counters_ptr, pending_ptr, pull_ptr, dgamma_ptr, dbeta_ptr,
+            parameters, C,
         )  # fmt: skip
 
 
@@ -153,17 +182,19 @@ def _backward_kernel(
     skip_counters_ptr,
     dfolded_ptr, dskip_ptr, dweight_ptr, height, width, splits, skip_splits,
     dweight_fit,
-    DEEP: tl.constexpr, SKIP: tl.constexpr, OUT: tl.constexpr, SKIP_ROWS: tl.constexpr,
+    DEEP: tl.constexpr, SKIP: tl.constexpr, OUT: tl.constexpr, WEIGHT_ROWS: tl.constexpr,
     BILINEAR: tl.constexpr, THIN: tl.constexpr, DEEP_ACT: tl.constexpr, SKIP_ACT: tl.constexpr,
-    ROWS: tl.constexpr, DEEP_COLUMNS: tl.constexpr, SKIP_COLUMNS: tl.constexpr,
-    DEEP_BLOCK: tl.constexpr, SKIP_BLOCK: tl.constexpr, ELEMENTS: tl.constexpr,
+    DEEP_ROWS: tl.constexpr, DEEP_COLUMNS: tl.constexpr, DEEP_HIGH: tl.constexpr,
+    DEEP_WIDE: tl.constexpr, DEEP_BLOCK: tl.constexpr, SKIP_ROWS: tl.constexpr,
+    SKIP_COLUMNS: tl.constexpr, SKIP_HIGH: tl.constexpr, SKIP_WIDE: tl.constexpr,
+    SKIP_BLOCK: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     fit = tl.program_id(1).to(tl.int64)
     dweight_ptr += fit * dweight_fit
     unfold = 9 * tl.cdiv(DEEP * OUT, ELEMENTS)
     unscale = unfold + tl.cdiv(9 * SKIP * OUT, ELEMENTS)
-    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, DEEP_COLUMNS)
+    tiles = tl.cdiv(height, DEEP_ROWS) * tl.cdiv(width, DEEP_COLUMNS)
     deep = unscale + tiles * tl.cdiv(DEEP, DEEP_BLOCK)
     if program < unfold:
         _unfold(
@@ -173,8 +204,8 @@ def _backward_kernel(
     elif program < unscale:
         if SKIP > 0:
             _unscale(
-                program - unfold, dskip_ptr + fit * skip_splits * SKIP_ROWS * OUT,
-                skip_affine_ptr + fit * 3 * SKIP, dweight_ptr, skip_splits, SKIP_ROWS, SKIP,
+                program - unfold, dskip_ptr + fit * skip_splits * WEIGHT_ROWS * OUT,
+                skip_affine_ptr + fit * 3 * SKIP, dweight_ptr, skip_splits, WEIGHT_ROWS, SKIP,
                 SKIP + DEEP, OUT, ELEMENTS,
             )  # fmt: skip
     elif program < deep:
@@ -182,14 +213,14 @@ def _backward_kernel(
             program - unscale, deep_g_ptr, deep_ptr, deep_pending_ptr, deep_affine_ptr, deep_ds_ptr,
             deep_du_ptr, deep_pull_ptr, deep_dgamma_ptr, deep_dbeta_ptr, deep_parameters,
             deep_parts_ptr, deep_counters_ptr, height, width, DEEP, DEEP_ACT, BILINEAR, False,
-            ROWS, DEEP_COLUMNS, DEEP_BLOCK,
+            DEEP_ROWS, DEEP_COLUMNS, DEEP_HIGH, DEEP_WIDE, DEEP_BLOCK,
         )  # fmt: skip
     elif SKIP > 0:
         _pass_on(
             program - deep, skip_g_ptr, skip_ptr, skip_pending_ptr, skip_affine_ptr, skip_ds_ptr,
             skip_du_ptr, skip_pull_ptr, skip_dgamma_ptr, skip_dbeta_ptr, skip_parameters,
             skip_parts_ptr, skip_counters_ptr, 2 * height, 2 * width, SKIP, SKIP_ACT, False, THIN,
-            ROWS, SKIP_COLUMNS, SKIP_BLOCK,
+            SKIP_ROWS, SKIP_COLUMNS, SKIP_HIGH, SKIP_WIDE, SKIP_BLOCK,
         )  # fmt: skip
 
 
@@ -247,7 +278,8 @@ def backward(
     """
     fits, height, width, channels = deep.raw.shape
     shallow, outputs = dweight.shape[-2] - channels, dweight.shape[-1]
-    of_deep, of_skip = cut(deep, tile, allocate), cut(skip, tile, allocate)
+    of_deep = cut(deep, tile, up == "bilinear", allocate)
+    of_skip = cut(skip, tile, False, allocate)
     elements = 32 * tile.warps
     programs = 9 * triton.cdiv(channels * outputs, elements)
     programs += triton.cdiv(9 * shallow * outputs, elements)
@@ -276,16 +308,13 @@ def backward(
             "DEEP": channels,
             "SKIP": shallow,
             "OUT": outputs,
-            "SKIP_ROWS": 0 if dskip is None else dskip[0, 0].numel() // outputs,
+            "WEIGHT_ROWS": 0 if dskip is None else dskip[0, 0].numel() // outputs,
             "BILINEAR": up == "bilinear",
             "THIN": skip_g is not None and skip_g.ndim == 5,
             "DEEP_ACT": deep.act,
             "SKIP_ACT": "none" if skip is None else skip.act,
-            "ROWS": tile.rows,
-            "DEEP_COLUMNS": of_deep.columns,
-            "SKIP_COLUMNS": of_skip.columns,
-            "DEEP_BLOCK": of_deep.block,
-            "SKIP_BLOCK": of_skip.block,
+            **{f"DEEP_{name}": number for name, number in of_deep.constants.items()},
+            **{f"SKIP_{name}": number for name, number in of_skip.constants.items()},
             "ELEMENTS": elements,
         },
         tile.warps,

@@ -34,34 +34,103 @@ def scratch_shapes(fits: int, tiles: int, channels: int, block: int) -> tuple[in
 
 
 @triton.jit
-def _merge(parts_ptr, count, c, C: tl.constexpr, live):
-    """Merge `count` statistics (pixels, mean, squares about it), each [3, C], at channels c."""
-    i = tl.arange(0, GROUP)
-    pixels = tl.zeros([c.shape[0]], tl.float32)
-    total = tl.zeros([c.shape[0]], tl.float32)
-    for first in range(0, count, GROUP):
-        at = parts_ptr + (first + i)[:, None] * 3 * C + c[None, :]
-        mask = ((first + i) < count)[:, None] & live[None, :]
-        n = tl.load(at, mask, other=0.0, cache_modifier=".cg")
-        pixels += tl.sum(n, 0)
-        total += tl.sum(n * tl.load(at + C, mask, other=0.0, cache_modifier=".cg"), 0)
-    mean = total / tl.maximum(pixels, 1.0)
-    squares = tl.zeros([c.shape[0]], tl.float32)
-    for first in range(0, count, GROUP):
-        at = parts_ptr + (first + i)[:, None] * 3 * C + c[None, :]
-        mask = ((first + i) < count)[:, None] & live[None, :]
-        n = tl.load(at, mask, other=0.0, cache_modifier=".cg")
-        off = tl.load(at + C, mask, other=0.0, cache_modifier=".cg") - mean[None, :]
-        own = tl.load(at + 2 * C, mask, other=0.0, cache_modifier=".cg")
-        squares += tl.sum(own + n * off * off, 0)
-    return pixels, mean, squares
+def collect(
+    pixels, first, second, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, C: tl.constexpr,
+    MEANS: tl.constexpr,
+):  # fmt: skip
+    """Hand in what a program took of its tile; the last program has that of all tiles.
+
+    Args:
+        pixels: How many this program saw, float32.
+        first: Their mean if MEANS, else a sum, [channels] float32.
+        second: The sum of their squared distances from the mean if MEANS, else another sum.
+        c: The channels, consecutive from a multiple of their number, [channels]; those from C on do
+            not count.
+        tile: Which of the `tiles` tiles of this fit.
+        fit: Which of the `fits` fits.
+        parts_ptr: Scratch, float32; see `scratch_shapes`.
+        counters_ptr: Scratch, int32, zero.
+
+    Returns:
+        Whether this is the last program of these channels; if so, `pixels`, `first`, `second` of
+        all tiles.
+    """
+    groups = tl.cdiv(tiles, GROUP)
+    group = tile // GROUP
+    members = tl.minimum(GROUP, tiles - group * GROUP)
+    tiles_ptr = parts_ptr + fit * tiles * 3 * C
+    groups_ptr = parts_ptr + (fits * tiles + fit * groups) * 3 * C
+    begin = tl.min(c, 0)
+    counters_ptr += (fit * tl.cdiv(C, c.shape[0]) + begin // c.shape[0]) * (groups + 1)
+    _hand_in(tiles_ptr + tile * 3 * C, pixels, first, second, c, C)
+    last = tile < 0
+    if last_to_arrive(counters_ptr + 1 + group, members):
+        pixels, first, second = _together(
+            tiles_ptr + group * GROUP * 3 * C, members, begin, c, C, MEANS
+        )
+        last = groups == 1
+        if groups > 1:
+            _hand_in(groups_ptr + group * 3 * C, pixels, first, second, c, C)
+            last = last_to_arrive(counters_ptr, groups)
+            if last:
+                pixels, first, second = pixels * 0, first * 0, second * 0
+                for done in range(0, groups, GROUP):
+                    more, more_first, more_second = _together(
+                        groups_ptr + done * 3 * C, groups - done, begin, c, C, MEANS
+                    )
+                    if MEANS:
+                        share = more / (pixels + more)
+                        off = more_first - first
+                        first += share * off
+                        second += more_second + pixels * share * off * off
+                    else:
+                        first += more_first
+                        second += more_second
+                    pixels += more
+    return last, pixels, first, second
 
 
 @triton.jit
-def _store(parts_ptr, c, C: tl.constexpr, live, first, second, third):
-    tl.store(parts_ptr + c, first, live)
-    tl.store(parts_ptr + C + c, second, live)
-    tl.store(parts_ptr + 2 * C + c, third, live)
+def _hand_in(part_ptr, pixels, first, second, c, C: tl.constexpr):
+    tl.store(part_ptr + c, pixels, c < C)
+    tl.store(part_ptr + C + c, first, c < C)
+    tl.store(part_ptr + 2 * C + c, second, c < C)
+
+
+@triton.jit
+def _together(parts_ptr, count, begin, c, C: tl.constexpr, MEANS: tl.constexpr):
+    """Put parts together, each [3, C], the first `count` of them but GROUP at most.
+
+    All are loaded at once: this is when everybody waits for one program.
+    """
+    i = tl.arange(0, GROUP)
+    at = parts_ptr + i[:, None] * 3 * C + c[None, :]
+    mask = (i < count)[:, None] & (c < C)[None, :]
+    n = tl.load(parts_ptr + i * 3 * C + begin, i < count, other=0.0, cache_modifier=".cg")
+    first = tl.load(at + C, mask, other=0.0, cache_modifier=".cg")
+    second = tl.load(at + 2 * C, mask, other=0.0, cache_modifier=".cg")
+    pixels = tl.sum(n, 0)
+    if MEANS:
+        mean = tl.sum(n[:, None] * first, 0) / tl.maximum(pixels, 1.0)
+        off = first - mean[None, :]
+        return pixels, mean, tl.sum(second + n[:, None] * off * off, 0)
+    else:
+        return pixels, tl.sum(first, 0), tl.sum(second, 0)
+
+
+@triton.jit
+def moments(y, valid):
+    """Return the number of valid pixels of y [pixels, channels], their mean, and squares about it.
+
+    Args:
+        y: float32.
+        valid: Which of the pixels exist, [pixels].
+    """
+    ones = valid.to(tl.float32)
+    pixels = tl.sum(ones, 0)
+    mean = tl.sum(y * ones[:, None], 0) / tl.maximum(pixels, 1.0)
+    off = (y - mean[None, :]) * ones[:, None]
+    return pixels, mean, tl.sum(off * off, 0)
 
 
 @triton.jit
@@ -74,24 +143,16 @@ def finish_forward(
     Args:
         y: A tile of the convolution's result as it is stored, [pixels, channels] float32.
         valid: Which of the pixels exist, [pixels].
-        c: The channels, consecutive from a multiple of their number, [channels]; those from C on do
-            not count.
-        tile: Which of the `tiles` tiles of this fit.
-        fit: Which of the `fits` fits.
-        parts_ptr: Scratch, float32; see `scratch_shapes`.
-        counters_ptr: Scratch, int32, zero.
+        c: The channels; this and all that is not named here as in `collect`.
         gamma_ptr: Of the first fit, [C] float32.
         beta_ptr: Of the first fit, [C] float32.
         affine_ptr: [F, 4, C] float32, written.
         parameters: Distance in elements from one fit's gamma to the next one's.
     """
-    ones = valid.to(tl.float32)
-    pixels = tl.sum(ones, 0)
-    mean = tl.sum(y * ones[:, None], 0) / tl.maximum(pixels, 1.0)
-    off = (y - mean[None, :]) * ones[:, None]
+    pixels, mean, squares = moments(y, valid)
     finish_moments(
-        pixels, mean, tl.sum(off * off, 0), c, tile, tiles, fit, fits, parts_ptr, counters_ptr,
-        gamma_ptr, beta_ptr, affine_ptr, parameters, C,
+        pixels, mean, squares, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, gamma_ptr,
+        beta_ptr, affine_ptr, parameters, C,
     )  # fmt: skip
 
 
@@ -109,60 +170,20 @@ def finish_moments(
         c: The channels; the rest as in `finish_forward`.
     """
     live = c < C
-    pixels += tl.zeros([c.shape[0]], tl.float32)
-    groups = tl.cdiv(tiles, GROUP)
-    own_ptr = parts_ptr + fit * tiles * 3 * C
-    groups_ptr = parts_ptr + (fits * tiles + fit * groups) * 3 * C
-    _store(own_ptr + tile * 3 * C, c, C, live, pixels, mean, squares)
-
-    blocks = tl.cdiv(C, c.shape[0])
-    counters_ptr += (fit * blocks + tl.min(c) // c.shape[0]) * (groups + 1)
-    group = tile // GROUP
-    members = tl.minimum(GROUP, tiles - group * GROUP)
-    if last_to_arrive(counters_ptr + 1 + group, members):
-        pixels, mean, squares = _merge(own_ptr + group * GROUP * 3 * C, members, c, C, live)
-        _store(groups_ptr + group * 3 * C, c, C, live, pixels, mean, squares)
-        if last_to_arrive(counters_ptr, groups):
-            pixels, mean, squares = _merge(groups_ptr, groups, c, C, live)
-            inverse = tl.rsqrt(squares / tl.maximum(pixels, 1.0) + EPS)
-            gamma = tl.load(gamma_ptr + fit * parameters + c, live, other=0.0)
-            beta = tl.load(beta_ptr + fit * parameters + c, live, other=0.0)
-            scale = gamma * inverse
-            affine_ptr += fit * 4 * C
-            tl.store(affine_ptr + c, scale, live)
-            tl.store(affine_ptr + C + c, beta - mean * scale, live)
-            tl.store(affine_ptr + 2 * C + c, mean, live)
-            tl.store(affine_ptr + 3 * C + c, inverse, live)
-
-
-@triton.jit
-def finish_backward(
-    du, y, valid, c, tile, tiles, fit, fits, pixels, parts_ptr, counters_ptr, affine_ptr, pull_ptr,
-    dgamma_ptr, dbeta_ptr, parameters, C: tl.constexpr,
-):  # fmt: skip
-    """Sum du and du xhat; the last program of all writes the pull and the gradients.
-
-    Args:
-        du: A tile of the gradient before the activation as it is stored, [pixels, channels]
-            float32.
-        y: The convolution's result there, float32.
-        valid: Which of the pixels exist, [pixels].
-        c: The channels; see `finish_forward`, as for all that is not named here.
-        pixels: Number of pixels of a fit's map.
-        affine_ptr: [F, 4, C] float32, read.
-        pull_ptr: [F, 3, C] float32, written.
-        dgamma_ptr: Of the first fit, [C] float32, written; the next fit's is `parameters` on.
-        dbeta_ptr: Likewise.
-    """
-    live = c < C
-    mean = tl.load(affine_ptr + (fit * 4 + 2) * C + c, live, other=0.0)
-    inverse = tl.load(affine_ptr + (fit * 4 + 3) * C + c, live, other=0.0)
-    du = tl.where(valid[:, None], du, 0.0)
-    xhat = tl.where(valid[:, None], (y - mean[None, :]) * inverse[None, :], 0.0)
-    finish_sums(
-        tl.sum(du, 0), tl.sum(du * xhat, 0), c, tile, tiles, fit, fits, pixels, parts_ptr,
-        counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, C,
-    )  # fmt: skip
+    # On their way while the programs are counted.
+    gamma = tl.load(gamma_ptr + fit * parameters + c, live, other=0.0)
+    beta = tl.load(beta_ptr + fit * parameters + c, live, other=0.0)
+    last, pixels, mean, squares = collect(
+        pixels, mean, squares, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, C, True
+    )
+    if last:
+        inverse = tl.rsqrt(squares / tl.maximum(pixels, 1.0) + EPS)
+        scale = gamma * inverse
+        at = fit * 4 * C + c
+        tl.store(affine_ptr + at, scale, live)
+        tl.store(affine_ptr + C + at, beta - mean * scale, live)
+        tl.store(affine_ptr + 2 * C + at, mean, live)
+        tl.store(affine_ptr + 3 * C + at, inverse, live)
 
 
 @triton.jit
@@ -173,47 +194,30 @@ def finish_sums(
     """Add up what each program summed; the last program writes the pull and the gradients.
 
     Args:
-        plain: This program's sum of du, [channels] float32.
+        plain: This program's sum of the gradient du before the activation, [channels] float32.
         along: Its sum of du xhat.
-        tile: Which of the `tiles` programs of this fit; the rest as in `finish_backward`.
+        c: The channels; this and all that is not named here as in `collect`.
+        tile: Which of the `tiles` programs of this fit.
+        pixels: Number of pixels of a fit's map.
+        affine_ptr: [F, 4, C] float32, read.
+        pull_ptr: [F, 3, C] float32, written.
+        dgamma_ptr: Of the first fit, [C] float32, written; the next fit's is `parameters` on.
+        dbeta_ptr: Likewise.
     """
     live = c < C
-    groups = tl.cdiv(tiles, GROUP)
-    own_ptr = parts_ptr + fit * tiles * 3 * C
-    groups_ptr = parts_ptr + (fits * tiles + fit * groups) * 3 * C
-    _store(own_ptr + tile * 3 * C, c, C, live, plain, along, plain)
-
-    blocks = tl.cdiv(C, c.shape[0])
-    counters_ptr += (fit * blocks + tl.min(c) // c.shape[0]) * (groups + 1)
-    group = tile // GROUP
-    members = tl.minimum(GROUP, tiles - group * GROUP)
-    if last_to_arrive(counters_ptr + 1 + group, members):
-        plain, along = _sum(own_ptr + group * GROUP * 3 * C, members, c, C, live)
-        _store(groups_ptr + group * 3 * C, c, C, live, plain, along, plain)
-        if last_to_arrive(counters_ptr, groups):
-            plain, along = _sum(groups_ptr, groups, c, C, live)
-            affine_ptr += fit * 4 * C
-            scale = tl.load(affine_ptr + c, live, other=0.0)
-            mean = tl.load(affine_ptr + 2 * C + c, live, other=0.0)
-            inverse = tl.load(affine_ptr + 3 * C + c, live, other=0.0)
-            tl.store(dgamma_ptr + fit * parameters + c, along, live)
-            tl.store(dbeta_ptr + fit * parameters + c, plain, live)
-            slope = -scale * inverse * along / pixels
-            pull_ptr += fit * 3 * C
-            tl.store(pull_ptr + c, scale, live)
-            tl.store(pull_ptr + C + c, slope, live)
-            tl.store(pull_ptr + 2 * C + c, -scale * plain / pixels - slope * mean, live)
-
-
-@triton.jit
-def _sum(parts_ptr, count, c, C: tl.constexpr, live):
-    """Sum the first two rows of `count` parts, each [3, C], at channels c."""
-    i = tl.arange(0, GROUP)
-    first_row = tl.zeros([c.shape[0]], tl.float32)
-    second_row = tl.zeros([c.shape[0]], tl.float32)
-    for first in range(0, count, GROUP):
-        at = parts_ptr + (first + i)[:, None] * 3 * C + c[None, :]
-        mask = ((first + i) < count)[:, None] & live[None, :]
-        first_row += tl.sum(tl.load(at, mask, other=0.0, cache_modifier=".cg"), 0)
-        second_row += tl.sum(tl.load(at + C, mask, other=0.0, cache_modifier=".cg"), 0)
-    return first_row, second_row
+    affine_ptr += fit * 4 * C + c
+    scale = tl.load(affine_ptr, live, other=0.0)
+    mean = tl.load(affine_ptr + 2 * C, live, other=0.0)
+    inverse = tl.load(affine_ptr + 3 * C, live, other=0.0)
+    last, _, plain, along = collect(
+        tl.full([], 0.0, tl.float32), plain, along, c, tile, tiles, fit, fits, parts_ptr,
+        counters_ptr, C, False,
+    )  # fmt: skip
+    if last:
+        tl.store(dgamma_ptr + fit * parameters + c, along, live)
+        tl.store(dbeta_ptr + fit * parameters + c, plain, live)
+        slope = -scale * inverse * along / pixels
+        at = fit * 3 * C + c
+        tl.store(pull_ptr + at, scale, live)
+        tl.store(pull_ptr + C + at, slope, live)
+        tl.store(pull_ptr + 2 * C + at, -scale * plain / pixels - slope * mean, live)

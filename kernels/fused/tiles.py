@@ -178,9 +178,16 @@ class Tiles:
 
     @_tunable
     def join(self, rows: int, columns: int, channels: int) -> Tile:
-        """Cut the statistics of a join: small blocks of channels, for their weights' sake."""
-        high, across = _cut(64, rows, columns)
-        return Tile(high, across, min(power(channels, 16), 32), 16, 1, 4, 1)
+        """Cut the passes of a join: small blocks of channels, for their weights' sake."""
+        block = min(power(channels, 16), 16)
+        pixels = 512
+        while (
+            pixels > 64
+            and rows * columns * channels < 2 * pixels * block * self.architecture.processors
+        ):
+            pixels //= 2
+        high, across = _cut(pixels, rows, columns)
+        return Tile(high, across, block, 16, 1, 4, 1)
 
     @staticmethod
     def _strips(rows: int, columns: int, down: int, across: int) -> int:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.norm import finish_backward, finish_forward, scratch_shapes
+from flashdip.kernels.fused.norm import finish_forward, finish_sums, scratch_shapes
 from flashdip.kernels.opset import EPS
 from tests.kernels.fused.judge import poisoned
 
@@ -29,9 +29,13 @@ def tiles_of(
     tiles, fits = tl.num_programs(0), tl.num_programs(1)
     if BACKWARD:
         du = tl.load(du_ptr + at, mask, other=0.0)
-        finish_backward(
-            du, y, valid, c, tile, tiles, fit, fits, pixels, parts_ptr, counters_ptr, affine_ptr,
-            pull_ptr, dgamma_ptr, dbeta_ptr, parameters, C,
+        of_affine = affine_ptr + fit * 4 * C + c
+        mean = tl.load(of_affine + 2 * C, c < C, other=0.0)
+        inverse = tl.load(of_affine + 3 * C, c < C, other=0.0)
+        along = du * (y - mean[None, :]) * inverse[None, :]  # du is 0 where there is no pixel
+        finish_sums(
+            tl.sum(du, 0), tl.sum(along, 0), c, tile, tiles, fit, fits, pixels, parts_ptr,
+            counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, C,
         )  # fmt: skip
     else:
         finish_forward(
