@@ -16,7 +16,16 @@ import torch
 import triton
 from torch import Tensor
 
-from flashdip.kernels.fused import conv, conv_backward, join, join_backward, pointwise, pool, smooth
+from flashdip.kernels.fused import (
+    conv,
+    conv_backward,
+    join,
+    join_backward,
+    pointwise,
+    pool,
+    smooth,
+    smooth_backward,
+)
 from flashdip.kernels.fused.conv import Convolution
 from flashdip.kernels.fused.conv_backward import Scale, Side
 from flashdip.kernels.fused.geometry import Geometry
@@ -353,7 +362,9 @@ class Planner:
         if node.pooled:
             launch = pool.backward(name, gradient, dy, tile)
         else:
-            launch = smooth.backward(name, gradient, dy, tile, self.memory.keep, bilinear=False)
+            launch = smooth_backward.backward(
+                name, gradient, dy, tile, self.memory.keep, bilinear=False
+            )
         self.launches.append(launch)
         self.release(node)
         return dy
@@ -461,7 +472,7 @@ class Planner:
                 made.map.raw,
                 made.norm,
                 affine,
-                self.tiles.strips(2 * height, 2 * width, outputs),
+                self.tiles.patches(2 * height, 2 * width, outputs),
                 keep,
                 skip=thin,
                 skip_weight=weight,
@@ -507,16 +518,15 @@ class Planner:
         # dy, and what it means for a thin skip.
         border = 2 * bilinear
         dy = borrow((fits, 2 * height + border, 2 * width + border, outputs), self.dtype)
-        tile = self.tiles.strips(2 * height, 2 * width, outputs)
+        tile = self.tiles.patches(2 * height + border, 2 * width + border, outputs, whole=True)
         thin = thin_weight = skip_g = dskip = skip_ds = None
         if skip is not None and joined.skip_weight is not None and not self._wide(node):
             thin, thin_weight = skip, joined.skip_weight
             skip_g = borrow((fits, 2 * height, 2 * width, 9, few), self.dtype)
-            programs = self.tiles.strip_programs(2 * height + border, 2 * width + border, tile)
-            dskip = borrow((fits, programs, *thin_weight.shape[1:]), torch.float32)
+            dskip = borrow((fits, tile.splits, 9 * few, outputs), torch.float32)
             skip_ds = borrow((fits, few), torch.float32)
         self.launches.append(
-            smooth.backward(
+            smooth_backward.backward(
                 f"{name} gradient",
                 made.gradient,
                 dy,
@@ -613,7 +623,7 @@ class Planner:
         if dy is None:
             dy = plain = borrow((fits, height, width, outputs), self.dtype)
             self.launches.append(
-                smooth.backward(
+                smooth_backward.backward(
                     f"{name} skip gradient",
                     self._made[node].gradient,
                     plain,

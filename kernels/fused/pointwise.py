@@ -113,14 +113,28 @@ def load_gradient(du_ptr, y_ptr, pull_ptr, pixel, exists, o, OUT: tl.constexpr):
         exists: Whether they do; dy is 0 elsewhere.
         o: The channels; 0 from OUT on.
     """
+    a, b, c = load_pull(pull_ptr, o, OUT)
+    return pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT)
+
+
+@triton.jit
+def load_pull(pull_ptr, o, OUT: tl.constexpr):
+    """Return a, b and c at the channels o; see `load_gradient`."""
     live = o < OUT
-    a = tl.load(pull_ptr + o, live, other=0.0)[None, :]
-    b = tl.load(pull_ptr + OUT + o, live, other=0.0)[None, :]
-    c = tl.load(pull_ptr + 2 * OUT + o, live, other=0.0)[None, :]
-    at, mask = pixel[:, None] * OUT + o[None, :], exists[:, None] & live[None, :]
+    a = tl.load(pull_ptr + o, live, other=0.0)
+    b = tl.load(pull_ptr + OUT + o, live, other=0.0)
+    c = tl.load(pull_ptr + 2 * OUT + o, live, other=0.0)
+    return a, b, c
+
+
+@triton.jit
+def pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT: tl.constexpr):
+    """Return dy where a, b and c are there already; see `load_gradient`."""
+    at, mask = pixel[:, None] * OUT + o[None, :], exists[:, None] & (o < OUT)[None, :]
     du = tl.load(du_ptr + at, mask, other=0.0).to(tl.float32)
     y = tl.load(y_ptr + at, mask, other=0.0).to(tl.float32)
-    return narrow(tl.where(mask, a * du + b * y + c, 0.0), du_ptr.dtype.element_ty)
+    dy = a[None, :] * du + b[None, :] * y + c[None, :]
+    return narrow(tl.where(mask, dy, 0.0), du_ptr.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["pixels", "programs", "parameters"])

@@ -99,7 +99,7 @@ class Tiles:
     def key(self, rule: str, *shape: int) -> str:
         """Return what a tile is kept under: the rule, its arguments, storage type and fits."""
         kind = str(self.dtype).removeprefix("torch.")
-        return " ".join([rule, *map(str, shape), kind, f"F{self.fits}"])
+        return " ".join([rule, *(str(int(n)) for n in shape), kind, f"F{self.fits}"])
 
     @_tunable
     def product(
@@ -162,19 +162,27 @@ class Tiles:
         return Tile(1, max(1, 8192 // block), block, block, 1, 4, 1)
 
     @_tunable
-    def strips(self, rows: int, columns: int, channels: int) -> Tile:
-        """Cut a pass that walks down strips of columns."""
-        across, block = min(power(columns), 16), power(channels, 16)
-        down = 16
-        need = self.architecture.processors * 2
-        while down > 4 and self._strips(rows, columns, down, across) < need:
-            down //= 2
-        return Tile(down, across, block, 64, 1, 4, 2)
+    def patches(self, rows: int, columns: int, channels: int, *, whole: bool = False) -> Tile:
+        """Cut a pass that memory bounds, over patches of pixels that see their neighbours.
 
-    def strip_programs(self, rows: int, columns: int, tile: Tile) -> int:
-        """Return how many programs share the strips, where each sums over its own."""
-        most = max(1, 2 * self.architecture.processors // self.fits)
-        return min(self._strips(rows, columns, tile.rows, tile.columns), most)
+        Args:
+            rows: Rows of the map.
+            columns: Columns of it.
+            channels: Channels.
+            whole: Whether a program needs all channels of a pixel.
+
+        Returns:
+            `splits` is how many programs share the patches, each a range of them.
+        """
+        high, across, block, stages = 4, 8, power(channels, 16), 1 if whole else 2
+        if self.architecture.warpgroups and not whole:  # these multiply 64 rows
+            high, block = 8, min(block, 64)
+        patches = triton.cdiv(rows, high) * triton.cdiv(columns, across)
+        if whole:  # each program leaves sums that others read: two patches at least
+            patches = triton.cdiv(patches, 2)
+        blocks = triton.cdiv(channels, block)
+        most = max(1, 2 * self.architecture.processors // (blocks * self.fits))
+        return Tile(high, across, block, block, min(patches, most), 4, stages)
 
     @_tunable
     def join(self, rows: int, columns: int, channels: int) -> Tile:
@@ -188,10 +196,6 @@ class Tiles:
             pixels //= 2
         high, across = _cut(pixels, rows, columns)
         return Tile(high, across, block, 16, 1, 4, 1)
-
-    @staticmethod
-    def _strips(rows: int, columns: int, down: int, across: int) -> int:
-        return int(triton.cdiv(rows, down) * triton.cdiv(columns, across))
 
     def _stages(self, first: int, second: int, depth: int) -> tuple[int, int]:
         """Return a depth, and 2 to 4 stages, that let two programs share a multiprocessor."""
