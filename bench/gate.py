@@ -22,7 +22,8 @@ from flashdip.bench.table import WrongResultError
 from flashdip.engine.backends import REFERENCE, TRITON
 from flashdip.engine.backends.base import DTYPES, Backend
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.triton import TritonStep, unsupported
+from flashdip.engine.backends.plans import unsupported
+from flashdip.engine.backends.triton import TritonStep
 from flashdip.engine.config import FitConfig
 from flashdip.engine.metrics import psnr
 from flashdip.engine.networks.skip import SkipConfig

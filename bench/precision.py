@@ -25,7 +25,7 @@ from flashdip.bench.emulated import Count, emulate
 from flashdip.bench.perturbation import PICTURES, SIGMA, best, picture
 from flashdip.engine.backends.base import DTYPES
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.triton import unsupported
+from flashdip.engine.backends.plans import unsupported
 from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
 from flashdip.kernels import native

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
@@ -171,7 +171,7 @@ class Measured:
         self, config: "FitConfig", size: tuple[int, int], dtype: "torch.dtype", fits: int
     ) -> "Plan":
         """Return what plans a step of F images on the GPU."""
-        from flashdip.engine.backends.triton import architecture, planned
+        from flashdip.engine.backends.plans import architecture, planned
 
         own = architecture(self.device)
 
@@ -208,9 +208,8 @@ class Stopwatch:
     def seconds(self, launches: "Sequence[Launch]") -> float:
         """Return how long launches take together."""
         from flashdip.bench.measure import clock
-        from flashdip.engine.backends.triton import captured
 
-        replay = captured(launches, self.device)
+        replay = self._captured(launches)
         once = clock(replay, steps=1, warmup=1, sync=self._wait)
         return clock(replay, steps=max(1, math.ceil(SAMPLE / once)), warmup=1, sync=self._wait)
 
@@ -220,7 +219,6 @@ class Stopwatch:
 
     def _faster(self, base: "Program", other: "Program") -> float:
         from flashdip.bench.measure import clock, take_turns
-        from flashdip.engine.backends.triton import captured
         from flashdip.kernels.fused.tuning import differing
 
         try:
@@ -231,7 +229,7 @@ class Stopwatch:
             return 0.0
         sets = zip(*differing(base, other), strict=True)
         replays = dict(
-            zip(("base", "other"), (captured(s, self.device) for s in sets), strict=True)
+            zip(("base", "other"), map(self._captured, sets), strict=True)
         )
         once = clock(replays["base"], steps=1, warmup=1, sync=self._wait)
         steps = max(1, math.ceil(SAMPLE / once))
@@ -241,6 +239,15 @@ class Stopwatch:
         }
         timings = take_turns(timers, rounds=ROUNDS, baseline="base")
         return timings["other"].ratio or 0.0
+
+    def _captured(self, launches: "Sequence[Launch]") -> "Callable[[], None]":
+        from flashdip.engine.backends.graphs import Repeated
+
+        def run() -> None:
+            for launch in launches:
+                launch()
+
+        return Repeated(run, self.device)
 
     def _wait(self) -> None:
         import torch
@@ -291,7 +298,7 @@ class Modelled:
         self, config: "FitConfig", size: tuple[int, int], dtype: "torch.dtype", fits: int
     ) -> "Plan":
         """Return what plans a step without memory."""
-        from flashdip.engine.backends.triton import planned
+        from flashdip.engine.backends.plans import planned
         from flashdip.kernels.fused.tiles import ARCHITECTURES
 
         watched = dataclasses.replace(config, stop=("es-wmv",))

@@ -52,8 +52,8 @@ def fit(
             image.
         callback: Receives the events of `flashdip.engine.events`.
         checkpoint: A file to save to every minute and at the end, and to go on from if it exists.
-        interrupted: Asked after each iteration; when it returns True the fit ends with its best
-            image so far.
+        interrupted: Asked after each iteration, or after ten where they take no time; when it
+            returns True the fit ends with its best image so far.
         notes: Lines that a person should see with the start of the fit and in the record.
 
     Raises:
@@ -80,7 +80,7 @@ def fit(
     run.start()
     with place.memory():
         while run.reason is None:
-            step()
+            step.advance(min(step.stride, run.ahead()))
             if run.due():
                 run.read(slot.read())
             if run.reason is None and interrupted():

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flashdip.engine.backends import TRITON, triton
+from flashdip.engine.backends import TRITON, plans
 from flashdip.engine.backends.base import DTYPES, Slot
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, DivergedError, ShapeError
 from flashdip.engine.events import Event
 from flashdip.engine.fit import Place, check, outcome
-from flashdip.engine.operators import Each, Identity, Linear, Mask
+from flashdip.engine.operators import Downsample, Each, Identity, Linear, Mask
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.run import Run
@@ -74,8 +74,8 @@ def fit_many(
 
     Args:
         problems: Single fits (F = 1) of one image shape and one shape of observations; operators
-            may differ. Identities and masks alone are compared within the Triton kernels; with one
-            other operator among them, all are compared by torch.
+            may differ. Identities and masks, or one downsampling for all, are compared within the
+            Triton kernels; with another operator among them, all are compared by torch.
         config: How; the network's outputs are set to the images' channels.
         at_once: Fits side by side. None: on a GPU, with the Triton kernels, as many as its free
             memory holds, at most 16; elsewhere, where they would only share the time, one.
@@ -84,8 +84,9 @@ def fit_many(
         backend: "auto", or the name of one.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
         callback: Receives the index of a problem and its event, as of `fit`.
-        interrupted: Asked after each iteration; when it returns True the running fits end with
-            their best images so far, and the others do not begin.
+        interrupted: Asked after each iteration, or after ten where they take no time; when it
+            returns True the running fits end with their best images so far, and the others do not
+            begin.
         notes: Lines that a person should see with the start of each fit and in its record.
 
     Returns:
@@ -118,7 +119,7 @@ def fits_in_memory(
 ) -> int:
     """Return how many fits the Triton kernels can run side by side in so much memory.
 
-    From the plan of the launches, without a GPU; see `flashdip.engine.backends.triton.memory`.
+    From the plan of the launches, without a GPU; see `flashdip.engine.backends.plans.memory`.
 
     Args:
         config: How they are fitted.
@@ -143,7 +144,7 @@ def _fitting(
     architecture: "Architecture",
 ) -> int:
     def need(fits: int) -> int:
-        return triton.memory(config, shape, DTYPES[precision], architecture, fits)
+        return plans.memory(config, shape, DTYPES[precision], architecture, fits)
 
     # Two fits never need less than one and a half times the memory of one.
     return bisect.bisect_right(range(1, 2 * free_bytes // need(1) + 1), free_bytes, key=need)
@@ -153,7 +154,7 @@ def _at_once(place: Place, shape: tuple[int, int, int]) -> int:
     if place.backend is not TRITON or place.device.type != "cuda":
         return 1
     free = int(SHARE * torch.cuda.mem_get_info(place.device)[0])
-    own = triton.architecture(place.device)
+    own = plans.architecture(place.device)
     return max(1, min(MOST, _fitting(place.config, shape, free, place.precision, own)))
 
 
@@ -193,7 +194,7 @@ def _tasks(
 
 def _alike(problems: Sequence[Problem]) -> list[Problem]:
     """Return the problems with operators of one kind, which one plan of launches serves."""
-    kinds = {type(problem.operator) for problem in problems}
+    kinds = {_kind(problem.operator) for problem in problems}
     if len(kinds) == 1:
         return list(problems)
 
@@ -201,11 +202,18 @@ def _alike(problems: Sequence[Problem]) -> list[Problem]:
         operator = problem.operator
         if kinds == {Identity, Mask}:
             operator = Mask(torch.ones(1, 1)) if isinstance(operator, Identity) else operator
-        elif isinstance(operator, Identity | Mask):
+        elif isinstance(operator, Identity | Mask | Downsample):
             operator = Linear(operator, operator.adjoint)
         return dataclasses.replace(problem, operator=operator)
 
     return [alike(problem) for problem in problems]
+
+
+def _kind(operator: object) -> object:
+    """Return what operators share that one plan of launches serves."""
+    if isinstance(operator, Downsample):
+        return Downsample, operator.kernel, operator.factor
+    return type(operator)
 
 
 def _side_by_side(tasks: Sequence[_Task]) -> Problem:
@@ -247,7 +255,7 @@ def _results(
     def advance() -> bool:
         """Iterate until some run is over; return whether the fits were interrupted."""
         while True:
-            step()
+            step.advance(min(step.stride, *(fit.run.ahead() for fit in seated.values())))
             due = [index for index, fit in seated.items() if fit.run.due()]
             statistics = step.read() if due else []
             for index in due:

@@ -85,7 +85,7 @@ def survey(
         raise UnavailableError("nothing can be compiled under TRITON_INTERPRET=1: unset it")
     import torch
 
-    from flashdip.engine.backends import triton
+    from flashdip.engine.backends import plans
     from flashdip.engine.networks.skip import SkipConfig
     from flashdip.kernels.fused import checks, cost, inspect
 
@@ -96,7 +96,7 @@ def survey(
         )
     dtype, default = getattr(torch, DTYPE), network == SkipConfig()
     planned = {
-        (arch, side): triton.launches(network, side, side, arch, dtype)
+        (arch, side): plans.launches(network, side, side, arch, dtype)
         for arch in archs
         for side in sizes
     }

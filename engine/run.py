@@ -81,6 +81,11 @@ class Run:
         """Iterations done, repeated ones included."""
         return self._done + max(0, self.slot.iteration - self.guard.good_iteration)
 
+    def ahead(self) -> int:
+        """Return how many iterations lie before the next reading."""
+        iteration, every = self.slot.iteration, self.config.read_every
+        return min(every - iteration % every, max(1, self.config.iterations - iteration))
+
     def due(self) -> bool:
         """Return whether the statistics are to be read after this iteration."""
         iteration = self.slot.iteration

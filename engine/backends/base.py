@@ -1,7 +1,7 @@
 """What a backend is: where a fit runs and with which kernels.
 
-A backend says why it cannot run (`unavailable`) and builds a `Step` (`prepare`). Calling the step
-advances every fit by one iteration without waiting for the device; only `read` waits. Each fit has
+A backend says why it cannot run (`unavailable`) and builds a `Step` (`prepare`). The step advances
+every fit by some iterations without waiting for the device; only `read` waits. Each fit has
 a `Slot` of the step, which another fit may take when it is done.
 """
 
@@ -83,11 +83,22 @@ class Slot(Protocol):
 
 
 class Step(Protocol):
-    """Fits, prepared: one slot for each, and how to advance them together."""
+    """Fits, prepared: one slot for each, and how to advance them together.
+
+    Attributes:
+        stride: Iterations to advance by in one go, unless fewer are asked for: 1 where the host
+            works on each of them.
+    """
+
+    stride: int
 
     @property
     def slots(self) -> Sequence[Slot]:
         """One for each fit."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """Advance every fit by so many iterations, without waiting for the device."""
         ...
 
     def __call__(self) -> None:

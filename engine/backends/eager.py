@@ -63,6 +63,8 @@ class EagerBackend:
 class EagerStep:
     """One iteration: perturb, draw, compare, differentiate, update, average. See `Step`."""
 
+    stride = 1
+
     def __init__(
         self,
         ops: OpSet[Tensor],
@@ -99,6 +101,11 @@ class EagerStep:
         self.slots = [EagerSlot(self, fit) for fit in range(problem.fits)]
         for slot in self.slots:
             slot.start(config.seed + slot.index)
+
+    def advance(self, count: int) -> None:
+        """Advance every fit by so many iterations."""
+        for _ in range(count):
+            self()
 
     def __call__(self) -> None:
         """Advance every fit by one iteration."""

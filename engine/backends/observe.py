@@ -48,7 +48,7 @@ class Observer:
             return tensor.to(device, dtype)
 
         self.config, self.operator = config, problem.operator
-        self.observation = place(problem.observation)
+        self.observation = place(problem.observation).contiguous()
         self.truths: list[Tensor | None] = [None] * problem.fits
         if truth is not None:
             self.truths = list(place(truth).expand(problem.fits, -1, -1, -1).split(1))

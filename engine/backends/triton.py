@@ -1,9 +1,5 @@
 """The backend of the Triton kernels: a fixed list of launches, captured once and replayed."""
 
-import contextlib
-import dataclasses
-import gc
-import os
 from collections.abc import Callable, Sequence
 from importlib import util
 from typing import TYPE_CHECKING
@@ -11,28 +7,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flashdip.engine.backends import tuned
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.eager import initial_input
-from flashdip.engine.backends.observe import MOVING_RATE, Observer, spread
+from flashdip.engine.backends.graphs import SIZES, Repeated, needed
+from flashdip.engine.backends.observe import Observer
+from flashdip.engine.backends.plans import architecture, interpreted, program, unsupported
 from flashdip.engine.backends.slots import TensorSlot
 from flashdip.engine.config import FitConfig
-from flashdip.engine.networks.skip import Skip, SkipConfig
-from flashdip.engine.operators import Each, Identity, Mask
+from flashdip.engine.networks.skip import Skip
+from flashdip.engine.operators import Downsample, Each, Identity, Mask
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
+from flashdip.kernels.resample import Kernel
 
 if TYPE_CHECKING:
     from flashdip.kernels.fused.launch import Launch
-    from flashdip.kernels.fused.program import Images, Program, Recorded
-    from flashdip.kernels.fused.tiles import Architecture
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 OLDEST = (8, 0)  # compute capability
-
-# Images on the device, of each fit: observation, what of it was measured, output, average, mask,
-# truth and the best; two more while it is read; temporaries of the one that is judged.
-_KEPT, _READ, _JUDGED = 7, 2, 10
 
 
 class TritonBackend:
@@ -106,41 +98,55 @@ class TritonStep:
         self.watch = watch = Observer(problem, config, device, torch.float32, truth)
         operator = problem.operator
         kinds = operator.operators if isinstance(operator, Each) else [operator]
-        direct = all(isinstance(kind, Identity | Mask) for kind in kinds)
+        inside, downsample = compared(kinds)
         self.mask: Tensor | None = None
-        if direct and any(isinstance(kind, Mask) for kind in kinds):
+        if inside and any(isinstance(kind, Mask) for kind in kinds):
             self.mask = operator(torch.ones_like(watch.output)).contiguous()
         windowed, moving = "es-wmv" in config.stop, "es-emv" in config.stop
         images = Images(
             watch.output,
             watch.average,
             watch.loss,
-            watch.observation if direct else None,
+            watch.observation if inside else None,
             self.mask,
+            downsample,
             watch.window if windowed else None,
             watch.sample if windowed else None,
             watch.moving_mean if moving else None,
             watch.moving_variance if moving else None,
         )
-        self.program = _program(config, images, self.size, dtype, architecture(device))
+        self.program = program(config, images, self.size, dtype, architecture(device))
         moment1, moment2 = self.program.moments
         parameters = self.program.parameters
         self.trained = {"parameters": parameters, "moment1": moment1, "moment2": moment2}
-        self._parts: list[Callable[[], None]] = [captured(self.program.launches, device)]
-        if self.program.after:
-            self._parts += [self._compare, captured(self.program.after, device)]
+        after = self.program.after
+        # With torch between two lists of launches each iteration is by itself.
+        self.stride = 1 if after else SIZES[0]
+        gaps = min(config.read_every, config.iterations), config.iterations % config.read_every
+        sizes = (1,) if after else needed(gaps)
+        self._launches = Repeated(_all(self.program.launches), device, sizes)
+        self._after = Repeated(_all(after), device) if after else None
         count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
         self.initial = torch.zeros(problem.fits, count)
         self.slots = [TritonSlot(self, fit) for fit in self.fits]
         for slot in self.slots:  # what running the launches once has left behind is overwritten
             slot.start(config.seed + slot.index)
 
-    def __call__(self) -> None:
-        """Advance every fit by one iteration, without waiting for the device."""
+    def advance(self, count: int) -> None:
+        """Advance every fit by so many iterations, without waiting for the device."""
         for slot in self.slots:
-            slot.iteration += 1
-        for part in self._parts:
-            part()
+            slot.iteration += count
+        if self._after is None:
+            self._launches(count)
+            return
+        for _ in range(count):
+            self._launches()
+            self._compare()
+            self._after()
+
+    def __call__(self) -> None:
+        """Advance every fit by one iteration."""
+        self.advance(1)
 
     def _compare(self) -> None:
         """Compute the losses and their gradients by torch, through operators of any kind."""
@@ -224,182 +230,22 @@ class TritonSlot(TensorSlot):
             self._settle()
 
 
-def interpreted() -> bool:
-    """Return whether Triton interprets its kernels: then they run on a CPU, very slowly."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def compared(operators: Sequence[object]) -> tuple[bool, tuple[Kernel, int] | None]:
+    """Return whether launches can compare what the operators of the fits make of their images.
 
-
-def record(network: Skip, fits: int) -> "Recorded":
-    """Record a network for F fits."""
-    from flashdip.kernels.fused.program import Recorded
-    from flashdip.kernels.fused.record import Recorder
-
-    parameters = [torch.empty((fits, *p.shape), device="meta") for p in network.parameters]
-    recorder = Recorder()
-    network.forward(recorder, parameters, recorder.input(network.config.inputs))
-    return Recorded(recorder.nodes, [p.name for p in network.parameters], parameters)
-
-
-def _program(
-    config: FitConfig,
-    images: "Images",
-    size: tuple[int, ...],
-    dtype: torch.dtype,
-    architecture: "Architecture",
-) -> "Program":
-    """Plan the fits whose images these are, [F, C, H, W] of `size` (H, W)."""
-    from flashdip.kernels.fused.program import Program, Settings
-
-    return Program(
-        record(Skip(config.network), len(images.output)),
-        Settings(config.perturbation, config.betas, config.eps, config.average, MOVING_RATE),
-        images,
-        [config.rate(i) for i in range(1, config.iterations + 1)],
-        config.network.network_size(*size),
-        dtype,
-        architecture,
-    )
-
-
-def planned(
-    config: FitConfig,
-    size: tuple[int, int],
-    dtype: torch.dtype,
-    architecture: "Architecture",
-    fits: int = 1,
-    device: torch.device | str = "meta",
-) -> "Program":
-    """Plan the denoising of F images of `size` (H, W): of zeros, or without memory."""
-    from flashdip.kernels.fused.program import Images
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    shape = fits, config.network.outputs, *size
-    samples = len(spread(config.network.outputs * size[0] * size[1]))
-    windowed, moving = "es-wmv" in config.stop, "es-emv" in config.stop
-    images = Images(
-        output=empty(*shape),
-        average=empty(*shape),
-        loss=empty(fits),
-        target=empty(*shape),
-        window=empty(config.window, fits, samples) if windowed else None,
-        sample=empty(samples, dtype=torch.int64) if windowed else None,
-        moving_mean=empty(*shape) if moving else None,
-        moving_variance=empty(fits) if moving else None,
-    )
-    return _program(config, images, size, dtype, architecture)
-
-
-def memory(
-    config: FitConfig,
-    shape: tuple[int, int, int],
-    dtype: torch.dtype,
-    architecture: "Architecture",
-    fits: int,
-) -> int:
-    """Return the bytes of device memory that F fits take, identities or masks as operators.
-
-    Args:
-        config: How they are fitted.
-        shape: Of an image: channels, height, width.
-        dtype: Storage type.
-        architecture: Of the GPU.
-        fits: F.
+    Returns:
+        That, and how the images are made smaller for it.
     """
-    from flashdip.kernels.fused.layout import BLOCK
-
-    network = dataclasses.replace(config.network, outputs=shape[0])
-    config = dataclasses.replace(config, network=network)
-    program = planned(config, (shape[1], shape[2]), dtype, architecture, fits)
-    draws = 2 * noise.TABLE_SIZE if config.perturbation else 0
-    values = torch.Size(shape).numel()
-    samples, rates = len(spread(values)), 8 * config.iterations
-    shared = program.memory + 4 * BLOCK + draws + rates + 8 * samples
-    trained, image = 3 * 4 * program.layout.size, 4 * values
-    window = 4 * config.window * samples if "es-wmv" in config.stop else 0
-    moving = "es-emv" in config.stop
-    good = trained + (2 + moving) * image  # what the guard keeps of each fit
-    own = good + window + (_KEPT + moving + _READ) * image
-    # One fit after another is judged, and then its good state copied before the last is let go.
-    return shared + fits * own + max(good, _JUDGED * image)
+    if all(isinstance(each, Identity | Mask) for each in operators):
+        return True, None
+    smaller = {(e.kernel, e.factor) if isinstance(e, Downsample) else None for e in operators}
+    only = smaller.pop()
+    return (only is not None, only) if not smaller else (False, None)
 
 
-def launches(
-    config: SkipConfig, height: int, width: int, arch: str, dtype: torch.dtype, fits: int = 1
-) -> "list[Launch]":
-    """Return the launches of one step of denoising on a named architecture, without memory.
-
-    Args:
-        config: Of the network.
-        height: Of the image.
-        width: Of the image.
-        arch: Such as "sm_90"; see `flashdip.kernels.fused.tiles.ARCHITECTURES`.
-        dtype: Storage type.
-        fits: Fits in one launch.
-    """
-    from flashdip.kernels.fused.tiles import ARCHITECTURES
-
-    fit = FitConfig(network=config, stop=("es-wmv",))
-    return planned(fit, (height, width), dtype, ARCHITECTURES[arch], fits).launches
-
-
-def unsupported(config: SkipConfig) -> list[str]:
-    """Return what of a network has no kernel; empty if all has."""
-    from flashdip.kernels.fused.record import Recorder, unsupported
-
-    network, recorder = Skip(config), Recorder()
-    parameters = [torch.empty((1, *p.shape), device="meta") for p in network.parameters]
-    network.forward(recorder, parameters, recorder.input(config.inputs))
-    return unsupported(recorder.nodes)
-
-
-def architecture(device: torch.device) -> "Architecture":
-    """Return the architecture whose tiles suit a device best: its own, or the nearest older one."""
-    from flashdip.kernels.fused.tiles import ARCHITECTURES
-
-    if device.type != "cuda":
-        return ARCHITECTURES["interpreter"]
-    major, minor = torch.cuda.get_device_capability(device)
-    own = 10 * major + minor
-    known = {int(name[3:]): name for name in ARCHITECTURES if name.startswith("sm_")}
-    nearest = max(version for version in known if version <= own)
-    properties = torch.cuda.get_device_properties(device)
-    shared = getattr(properties, "shared_memory_per_block_optin", None)
-    found = ARCHITECTURES[known[nearest]]
-    return found._replace(
-        processors=properties.multi_processor_count,
-        shared=min(shared or found.shared, found.shared),
-        table={**found.table, **tuned.load(tuned.identity(device))},
-    )
-
-
-def captured(launches: Sequence["Launch"], device: torch.device) -> Callable[[], None]:
-    """Return what runs the launches: on a GPU, after a first run of each, a captured graph."""
-
+def _all(launches: Sequence["Launch"]) -> Callable[[], None]:
     def run() -> None:
         for launch in launches:
             launch()
 
-    if device.type != "cuda":
-        return run
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            run()  # compiles and loads
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with _without_collection(), torch.cuda.graph(graph, stream=stream):
-            run()
-    return graph.replay
-
-
-@contextlib.contextmanager
-def _without_collection():  # type: ignore[no-untyped-def]
-    """Keep the garbage collector away: unloading a module would break a capture."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+    return run

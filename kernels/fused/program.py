@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from flashdip.kernels import noise
-from flashdip.kernels.fused import head, observe, step
+from flashdip.kernels.fused import head, observe, resample, step
 from flashdip.kernels.fused.launch import Launch
 from flashdip.kernels.fused.layout import BLOCK, Layout
 from flashdip.kernels.fused.memory import Memory
 from flashdip.kernels.fused.plan import Planner
 from flashdip.kernels.fused.record import Head, Node
 from flashdip.kernels.fused.tiles import Architecture, Tiles
+from flashdip.kernels.resample import Kernel
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ class Images:
         output: [F, C, h, w], written by each step.
         average: [F, C, h, w], updated.
         loss: [F], written where there is a target.
-        target: The observation, [F, C, h, w]; None where an operator lies between image and
-            observation that has no kernel.
+        target: The observation, [F, C, h, w], or what `downsample` makes of that; None where an
+            operator lies between image and observation that has no kernel.
         mask: What the output is multiplied by before it is compared, [F, C, h, w]; or None.
+        downsample: How the output is made smaller before it is compared, see
+            `flashdip.kernels.resample`, and how many times; or None.
         window: [length, F, n], see `observe`; None: not kept.
         sample: [n] int64.
         moving_mean: [F, C, h, w]; None: not kept.
@@ -88,6 +91,7 @@ class Images:
     loss: Tensor
     target: Tensor | None = None
     mask: Tensor | None = None
+    downsample: tuple[Kernel, int] | None = None
     window: Tensor | None = None
     sample: Tensor | None = None
     moving_mean: Tensor | None = None
@@ -143,6 +147,12 @@ class Program:
         arena: Tensor,
     ) -> None:
         fits, channels, height, width = images.output.shape
+        outputs = next(n for n in recorded.nodes if isinstance(n, Head)).weight.shape[1]
+        if outputs != channels:
+            raise ValueError(
+                f"network: expected as many outputs as the image has channels, {channels}, "
+                f"got {outputs}"
+            )
         device = images.output.device
         memory = Memory(device)
         keep = memory.keep
@@ -235,7 +245,7 @@ class Program:
         tiles: Tiles,
         memory: Memory,
     ) -> int:
-        """Plan the head; return how many launches come before the image is there."""
+        """Plan the head; return how many launches come before the image's gradient is asked for."""
         node = recorded.nodes[-1]
         assert isinstance(node, Head)
         x = planner.map(node.x)
@@ -245,7 +255,8 @@ class Program:
         dbias = None if node.bias is None else planner.gradient(node.bias)
         tile = tiles.stream(x.raw.shape[1] * x.raw.shape[2], x.raw.shape[3])
         sigmoid, decay, scale = node.sigmoid, settings.average, self.loss_scale
-        if images.target is None:
+        direct = images.target is not None and images.downsample is None
+        if not direct:
             self.doutput = memory.keep(tuple(images.output.shape), torch.float32)
             planner.launches.append(
                 head.draw(
@@ -260,10 +271,12 @@ class Program:
                     tile=tile,
                 )
             )
+        if images.downsample is not None:
+            planner.launches += self._downsample(images, memory)
         split = len(planner.launches)
         norm, pull, du = planner.take(node.x)
         assert norm is not None and pull is not None and du is not None
-        if images.target is None:
+        if images.target is None or images.downsample is not None:
             launch = head.backward(
                 "head backward",
                 x,
@@ -305,9 +318,22 @@ class Program:
         planner.launches.append(launch)
         return split
 
+    def _downsample(self, images: Images, memory: Memory) -> list[Launch]:
+        """Return what compares the image where it is made smaller, and differentiates that."""
+        assert images.target is not None and images.downsample is not None
+        residual = memory.keep(tuple(images.target.shape), torch.float32)
+        how = (*images.downsample, memory.keep)
+        return [
+            resample.residual(
+                "residual", images.output, images.target, residual, images.loss, *how
+            ),
+            resample.adjoint("residual adjoint", residual, self.doutput, *how),
+        ]
+
 
 def _on(images: Images, device: str) -> Images:
-    tensors: dict[str, Any] = {
-        name: None if tensor is None else tensor.to(device) for name, tensor in vars(images).items()
+    moved: dict[str, Any] = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in vars(images).items()
     }
-    return Images(**tensors)
+    return Images(**moved)

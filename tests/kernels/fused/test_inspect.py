@@ -57,11 +57,11 @@ print(json.dumps(found))
 """
 
 COMMAND = """
-from flashdip.engine.backends import triton
+from flashdip.engine.backends import plans
 from tests.kernels.fused.matmul import matmul
 
 tile = (128, 128, 64, 8, 3)
-triton.launches = lambda network, height, width, arch, dtype: [matmul(height, *tile)] * 2
+plans.launches = lambda network, height, width, arch, dtype: [matmul(height, *tile)] * 2
 import typer
 from flashdip.engine.kernels_command import kernels
 typer.run(kernels)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashdip.engine.backends import triton
-from flashdip.engine.backends.triton import TritonSlot, TritonStep, memory
+from flashdip.engine.backends import plans, triton
+from flashdip.engine.backends.plans import memory
+from flashdip.engine.backends.triton import TritonSlot, TritonStep
 from flashdip.engine.config import FitConfig
 from flashdip.engine.fit import fit
 from flashdip.engine.fit_many import fit_many, fits_in_memory
@@ -63,16 +64,16 @@ def test_each_fit_is_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     line = [masked(0, 100.0), masked(1, 0.001), masked(2, 0.001)]
     seeds = [3, 3, 8]
-    plans = []
-    program = triton._program
+    planned = []
+    program = plans.program
 
     def counted(*arguments: Any) -> Any:
-        plans.append(arguments)
+        planned.append(arguments)
         return program(*arguments)
 
-    monkeypatch.setattr(triton, "_program", counted)
+    monkeypatch.setattr(triton, "program", counted)
     results = dict(fit_many(line, TINY, at_once=2, seeds=seeds, backend="triton", device="cpu"))
-    assert len(plans) == 1
+    assert len(planned) == 1
     assert [results[index].iterations for index in range(3)] == [1, 2, 2]
     for index, result in results.items():
         config = replace(TINY, seed=seeds[index], precision="fp64")

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.triton import TritonStep, unsupported
+from flashdip.engine.backends.plans import unsupported
+from flashdip.engine.backends.triton import TritonStep
 from flashdip.engine.config import FitConfig
 from flashdip.engine.fit import fit
 from flashdip.engine.networks.skip import Skip, SkipConfig
-from flashdip.engine.operators import Mask
+from flashdip.engine.operators import Downsample, Identity, Linear, Mask
 from flashdip.engine.presets import PRESETS, preset
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise, reference
@@ -261,3 +262,61 @@ def test_a_fit() -> None:
     assert losses[-1] < losses[0]
     names = [parameter.name for parameter in Skip(config.network).parameters]
     assert set(names) <= set(result.weights)
+
+
+TINY = FitConfig(
+    network=SkipConfig(inputs=2, outputs=1, down=(4,), skip=2, upsample="nearest"),
+    stop=("es-wmv", "es-emv"),
+    window=2,
+    average=0.5,
+)
+
+
+def small(operator: Any, seed: int = 0) -> Problem:
+    """A few random pixels, seen through an operator."""
+    image = torch.rand(1, 1, 16, 18, generator=torch.Generator().manual_seed(seed))
+    return Problem(operator(image), (1, 16, 18), operator=operator)
+
+
+def test_ten_steps_are_ten_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same launches with the same arguments in the same order, and nothing else: same bits."""
+    run: list[Launch] = []
+    monkeypatch.setattr(Launch, "__call__", lambda launch: run.append(launch))
+    for operator, length in ((Identity(), 10), (Downsample(2), 10)):
+        config = replace(TINY, read_every=length)
+        step = TritonStep(small(operator), config, torch.device("cpu"), torch.float16, None)
+        run.clear()
+        with Silent():
+            step.advance(length)
+        assert step.slots[0].iteration == length
+        ten = list(run)
+        run.clear()
+        with Silent():
+            for _ in range(length):
+                step()
+        assert run == ten == step.program.launches * length
+
+
+def test_downsampling_takes_three_launches() -> None:
+    """Between image and gradient; against torch between two lists, which is tested by itself."""
+    operator = Downsample(2)
+    own, other = (
+        TritonStep(small(each), TINY, torch.device("cpu"), torch.float32, None)
+        for each in (operator, Linear(operator, operator.adjoint))
+    )
+    direct = TritonStep(small(Identity()), TINY, torch.device("cpu"), torch.float32, None)
+    assert not own.program.after and other.program.after
+    assert len(own.program.launches) == len(direct.program.launches) + 3
+    for step in (own, other):
+        step()
+    torch.testing.assert_close(own.watch.loss, other.watch.loss)
+    for one, two in zip(gradients(own), gradients(other), strict=True):
+        if one is not None and two is not None:
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_for_other_images_is_refused() -> None:
+    """Three outputs for a grey picture: before anything is written."""
+    config = replace(TINY, network=replace(TINY.network, outputs=3))
+    with pytest.raises(ValueError, match="as many outputs as the image has channels, 1, got 3"):
+        TritonStep(small(Identity()), config, torch.device("cpu"), torch.float16, None)

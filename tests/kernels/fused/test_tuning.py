@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from flashdip.bench.tune import CLOSE, Stopwatch, gradient
-from flashdip.engine.backends import triton
-from flashdip.engine.backends.triton import planned
+from flashdip.engine.backends.plans import planned
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.kernels.fused import tables
@@ -119,7 +118,7 @@ def test_other_tiles_compute_the_same() -> None:
 
 
 def test_a_stopwatch_refuses_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "captured", lambda launches, device: lambda: None)
+    monkeypatch.setattr(Stopwatch, "_captured", lambda self, launches: lambda: None)
     base = plan({}, "cpu")
     stopwatch = Stopwatch(torch.device("cpu"), base)
     own = base.tiles.chosen[WIDE]
