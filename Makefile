@@ -1,4 +1,4 @@
-.PHONY: dev types check test demo fuzz kernels bench bench-gpu
+.PHONY: dev types check test test-browser demo fuzz kernels bench bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -37,6 +37,9 @@ check: dev  # style and types
 
 test: dev
 	$(BIN)/pytest
+
+test-browser: dev  # the pages in a headless Chromium; skipped, with the reason, where there is none
+	$(BIN)/pytest -rs tests/browser
 
 demo: dev  # restore a photograph; the pictures go to demo/
 	$(BIN)/flashdip demo

@@ -114,6 +114,14 @@ class RunOptions:
             help="Also write the picture, result.json and the fitted weights here.",
         ),
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            metavar="FILE.html",
+            help="Also write a page: before and after, residual, curves, config, times.",
+        ),
+    ] = None
     force: Annotated[
         bool, typer.Option("--force", rich_help_panel=_OUTPUT, help="Overwrite what exists.")
     ] = False

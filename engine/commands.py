@@ -170,6 +170,8 @@ def _run(task: str, image: Path, options: RunOptions, **own: Any) -> None:
         result.write(options.output, force=options.force)
         if options.save_dir is not None:
             result.save(options.save_dir, force=options.force)
+        if options.report is not None:
+            result.report(options.report, name=image.name, force=options.force)
     _report(result, options)
     if result.stop_reason == "diverged":
         typer.echo("the fit diverged; the picture is the last good one", err=True)
@@ -182,22 +184,32 @@ def _check_outputs(options: RunOptions) -> None:
     """Refuse, before the fit, outputs that could not be written after it.
 
     Raises:
-        OutputError: One exists and --force is not given, or its directory does not exist or cannot
-            be written to.
+        OutputError: One exists and --force is not given, its directory does not exist or cannot be
+            written to, or two outputs are one file.
     """
     from flashdip.engine.files import check_writable, one_line
 
+    files = [options.output]
     check_writable(options.output, force=options.force)
+    if options.report is not None:
+        check_writable(options.report, force=options.force)
+        files.append(options.report)
     if options.checkpoint is not None:
         check_writable(options.checkpoint, force=True)
+        files.append(options.checkpoint)
     directory = options.save_dir
+    if directory is not None:
+        files += [directory / name for name in _SAVED]
+    taken = set()
+    for file in files:
+        if (resolved := file.resolve()) in taken:
+            raise OutputError(
+                f"{one_line(file)}: expected a file for each output, got one that two are to be "
+                "written to: choose another name for one of them"
+            )
+        taken.add(resolved)
     if directory is None:
         return
-    if options.output.resolve() in [(directory / name).resolve() for name in _SAVED]:
-        raise OutputError(
-            f"{one_line(options.output)}: expected an output that --save-dir does not write too, "
-            "got the same file: choose another name for one of them"
-        )
     if not directory.exists():
         check_writable(directory, force=False)
     elif not directory.is_dir():

@@ -176,7 +176,25 @@ def outcome(run: Run, problem: Problem, truth: Tensor | None, place: Place, setu
         "config": run.config.record(),
         "history": run.history,
     }
-    return Result(image, record, best.weights | {"image": image}, plain_picture(image))
+    weights = best.weights | {"image": image}
+    return Result(image, record, weights, plain_picture(image), _measurement(problem, best.image))
+
+
+def _measurement(problem: Problem, image: Tensor) -> dict[str, Tensor]:
+    """Return `Result.measurement` for the image [1, C, H, W] that was drawn, nothing pasted."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor[0].to("cpu", torch.float32).contiguous()
+
+    with torch.no_grad():
+        observation = problem.observation.to(image)
+        residual = observation - problem.operator(image)
+    found = {"observation": plain(observation), "residual": plain(residual)}
+    if problem.measured is None:
+        return found
+    measured = (problem.measured.to(image.device) > 0).expand(residual.shape)
+    found["residual"] = plain(residual * measured)
+    return found | {"measured": measured[0].cpu().contiguous()}
 
 
 def check(problem: Problem, truth: Tensor | None) -> None:

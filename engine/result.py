@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flashdip.engine import images
 from flashdip.engine.errors import InputError, OutputError
-from flashdip.engine.files import atomic, check_writable
+from flashdip.engine.files import atomic, check_writable, one_line
 from flashdip.engine.images import Picture
 
 PICTURES = ("restored.png", "restored.tif")  # one of them holds the picture of a saved result
+_MEASUREMENT = "measurement."  # prefix of its tensors among the saved ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +28,16 @@ class Result:
         weights: The network as the selected iteration left it: its parameters by name in the
             published order and shape, its input "z" [C, H, W], and "image".
         picture: The restored image with the depth, range, alpha and profile that the input had.
+        measurement: What was fitted, without the axis of fits, on the CPU: "observation";
+            "residual", that less what would be measured of the image before known pixels were
+            pasted into it, 0 where nothing was measured; "measured", bool, where not all was.
     """
 
     image: Tensor
     record: dict[str, Any]
     weights: dict[str, Tensor]
     picture: Picture
+    measurement: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def psnr(self) -> float | None:
@@ -90,6 +95,25 @@ class Result:
         with atomic(Path(path), force=force) as temporary:
             temporary.write_text(text + "\n")
 
+    def report(
+        self, path: str | Path, *, name: str = "restored picture", force: bool = False
+    ) -> None:
+        """Write a page about the restoration: one HTML file that needs no network.
+
+        Args:
+            path: The file.
+            name: What was restored, as the page's title.
+            force: Whether the file may exist.
+
+        Raises:
+            OutputError: The file exists and `force` is not set, or it cannot be written.
+        """
+        from flashdip.engine.report import render
+
+        text = render(self, one_line(name))
+        with atomic(Path(path), force=force) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write the picture, `result.json` and `fit.safetensors` into a directory, made if missing.
 
@@ -112,7 +136,8 @@ class Result:
             check_writable(path, force=force)
         self.write(picture, force=force)
         with atomic(fitted, force=force) as temporary:
-            tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+            measured = {_MEASUREMENT + name: each for name, each in self.measurement.items()}
+            tensors = {name: each.contiguous() for name, each in (self.weights | measured).items()}
             # Not safetensors' own writer, which hides why a write failed.
             temporary.write_bytes(save(tensors, {"flashdip": json.dumps(self.record["config"])}))
         self.write_record(record, force=force, picture=picture.name)
@@ -132,7 +157,11 @@ class Result:
             record = json.loads((directory / "result.json").read_text())
             weights = load_file(directory / "fit.safetensors")
             picture = images.load(directory / Path(record.pop("picture")).name)
-            return cls(weights["image"], record, weights, picture)
+            measurement = {
+                name.removeprefix(_MEASUREMENT): weights.pop(name)
+                for name in [name for name in weights if name.startswith(_MEASUREMENT)]
+            }
+            return cls(weights["image"], record, weights, picture, measurement)
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(

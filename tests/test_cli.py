@@ -158,6 +158,31 @@ def test_json_is_all_there_is_on_stdout(run: Run, folder: Path) -> None:
     assert Path("saved/fit.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "own"),
+    [
+        ("denoise", ()),
+        ("superres", ("--factor", "2")),
+        ("inpaint", ("--mask", "mask.png")),
+        ("restore", ("--missing", "#010203", "--no-keep-known")),
+        ("dejpeg", ()),
+    ],
+)
+def test_a_report_tells_what_came_of_which_file(
+    run: Run, folder: Path, task: str, own: tuple[str, ...]
+) -> None:
+    pixels = np.array(Image.open("noisy.png"))
+    pixels[3:6, 3:9] = (1, 2, 3)
+    Image.fromarray(pixels).save("a<b>&.png")
+    options = ("-o", "out.png", "--report", "page.html", "-q", *TINY)
+    assert run(task, "a<b>&.png", *own, *options) == (0, "", "")
+    text = Path("page.html").read_text()
+    assert "<h1>a&lt;b&gt;&amp;.png</h1>" in text
+    assert "Image of iteration 4 of 4" in text
+    assert 'id="stage"' in text
+    assert run(task, "a<b>&.png", *own, *options, "--force")[0] == 0
+
+
 def test_quiet_prints_nothing(run: Run, folder: Path) -> None:
     assert run("dejpeg", "noisy.png", "-o", "out.png", "--quiet", *TINY) == (0, "", "")
 
@@ -241,6 +266,10 @@ BAD = {
     "checkpoint in no folder": ("denoise noisy.png --checkpoint no/c", "no", "folder"),
     "save-dir in no folder": ("denoise noisy.png --save-dir no/d", "no", "folder"),
     "save-dir that is a file": ("denoise noisy.png --save-dir file", "--save-dir", "directory"),
+    "report in no folder": ("denoise noisy.png --report no/r.html", "no", "folder"),
+    "report exists": ("denoise noisy.png --report clean.png", "clean.png", "--force"),
+    "report where the picture goes": ("denoise noisy.png --report out.png", "out.png", "two"),
+    "report in save-dir": ("denoise noisy.png --save-dir d --report d/result.json", "d", "folder"),
     "output exists": ("denoise noisy.png -o clean.png", "clean.png", "--force"),
     "output is a directory": ("denoise noisy.png -o folder.png --force", "folder.png", "directory"),
     "output in no folder": ("denoise noisy.png -o no/out.png", "no", "folder"),

@@ -62,6 +62,14 @@ def test_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
     tree = {path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py")}
     assert shipped == tree | {Path("__init__.py"), Path("cli.py")}
     assert (unpacked / "flashdip" / "py.typed").is_file()
+    for kind in ("js", "css"):
+        data = {
+            path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob(f"*.{kind}")
+        }
+        assert data == {
+            path.relative_to(unpacked / "flashdip") for path in unpacked.rglob(f"*.{kind}")
+        }
+        assert data
     (info,) = unpacked.glob("*.dist-info")
     assert {path.name for path in unpacked.iterdir()} == {"flashdip", info.name}
     assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
