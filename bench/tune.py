@@ -228,9 +228,7 @@ class Stopwatch:
         if not (found - self.gradient).norm() <= CLOSE * self.gradient.norm():
             return 0.0
         sets = zip(*differing(base, other), strict=True)
-        replays = dict(
-            zip(("base", "other"), map(self._captured, sets), strict=True)
-        )
+        replays = dict(zip(("base", "other"), map(self._captured, sets), strict=True))
         once = clock(replays["base"], steps=1, warmup=1, sync=self._wait)
         steps = max(1, math.ceil(SAMPLE / once))
         timers = {

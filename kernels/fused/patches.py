@@ -144,8 +144,8 @@ def row_of(
     if SMOOTH:
         inner, smoothed = (), ()
         for j in tl.static_range(WIDE):
-            inner += (values[j + 1],)
-            smoothed += (smooth(values[j], values[j + 1], values[j + 2]),)
+            inner += (values[j + 1],)  # type: ignore[assignment]
+            smoothed += (smooth(values[j], values[j + 1], values[j + 2]),)  # type: ignore[assignment]
     return inner, smoothed
 
 
