@@ -106,7 +106,6 @@ def _statistics(
     base = fit.to(tl.int64) * height * width * C
     if value_ptr is not None:
         value_ptr += base
-    gamma = tl.load(gamma_ptr + fit * gamma_fit + c, live, other=0.0)
     pixels, mean, squares = _moments(
         raw_ptr + base,
         value_ptr,
@@ -124,11 +123,11 @@ def _statistics(
         HIGH,
         WIDE,
     )
-    last, pixels, mean, squares = norm.collect(
-        pixels, mean, squares, c, tile, tiles, fit, tl.num_programs(1), parts_ptr, counters_ptr, C,
-        True,
+    last, pixels, mean, squares, needed = norm.collect(
+        pixels, mean, squares, c, tile, tiles, fit, tl.num_programs(1), parts_ptr, counters_ptr,
+        (gamma_ptr + fit * gamma_fit + c,), C, True,
     )  # fmt: skip
-    s = gamma
+    s = needed[0]
     if last:
         inverse = tl.rsqrt(squares / tl.maximum(pixels, 1.0) + EPS)
         s *= inverse

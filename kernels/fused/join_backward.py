@@ -23,16 +23,19 @@ from flashdip.kernels.fused.norm import finish_sums
 from flashdip.kernels.fused.patches import Cut, corners, cut, pending, row_of, smooth
 from flashdip.kernels.opset import Up
 
-PARTS = tl.constexpr(16)  # partial sums that are loaded together
+AT_ONCE = 8192  # partial sums of weights that a program loads together: 64 to a thread
 
 
 @triton.jit
 def _gather(
-    taps_ptr, y, x, height, width, c, mask, border, C: tl.constexpr,
+    taps_ptr, y, x, height, width, c, mask, C: tl.constexpr, BORDER: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradient of a thin skip over the pixels that saw y, x through any of nine taps."""
+    """Sum the gradient of a thin skip over the pixels that saw y, x through any of nine taps.
+
+    Pixels are seen by reflection only if they lie near the border.
+    """
     g = tl.zeros(mask.shape, tl.float32)
-    for ky in range(3):
+    for ky in tl.static_range(3):
         rows, seen_y, far_rows, far_y = targets(0, y, ky, height, "conv", 3, 1, 1, "reflection")
         for kx in tl.static_range(3):
             columns, seen_x, far_columns, far_x = targets(
@@ -40,7 +43,7 @@ def _gather(
             )
             tap_ptr = taps_ptr + (ky * 3 + kx) * C
             g += _tap(tap_ptr, rows, columns, seen_y & seen_x, width, c, mask, C)
-            if border:  # other pixels are not reflected
+            if BORDER:
                 g += _tap(tap_ptr, rows, far_columns, seen_y & far_x, width, c, mask, C)
                 g += _tap(tap_ptr, far_rows, columns, far_y & seen_x, width, c, mask, C)
                 g += _tap(tap_ptr, far_rows, far_columns, far_y & far_x, width, c, mask, C)
@@ -100,7 +103,10 @@ def _pass_on(
                 top, left = tile // across * ROWS, tile % across * COLUMNS
                 low = (top <= 1) | (left <= 1)
                 high = (top + ROWS >= height - 1) | (left + COLUMNS >= width - 1)
-                g = _gather(g_ptr, y + i, x + j, height, width, c, mask, low | high, C)
+                if low | high:
+                    g = _gather(g_ptr, y + i, x + j, height, width, c, mask, C, True)
+                else:
+                    g = _gather(g_ptr, y + i, x + j, height, width, c, mask, C, False)
             else:
                 at = ((y + i) * width + x + j)[:, None] * C + c[None, :]
                 g = tl.load(g_ptr + at, mask, other=0.0).to(tl.float32)
@@ -136,40 +142,41 @@ def _pass_on(
 @triton.jit
 def _unfold(
     program, dfolded_ptr, affine_ptr, dweight_ptr, splits, C: tl.constexpr, ALL: tl.constexpr,
-    OUT: tl.constexpr, ELEMENTS: tl.constexpr,
+    OUT: tl.constexpr, PARTS: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     """Sum what splits and groups give to one tap of a block of the deep channels' weights."""
     tap = program % 9
     i = program // 9 * ELEMENTS + tl.arange(0, ELEMENTS)  # of [C, OUT]
-    total = tl.zeros([PARTS, ELEMENTS], tl.float32)
+    s = tl.load(affine_ptr + 2 * C + i // OUT, i < C * OUT, other=0.0)
+    total = tl.zeros([ELEMENTS], tl.float32)
     for first in range(0, 4 * splits, PARTS):
         part = first + tl.arange(0, PARTS)  # of [splits, group_y, group_x]
         slot_y = (tap // 3 > part // 2 % 2).to(tl.int32)  # as in geometry.FOLDED
         slot_x = (tap % 3 > part % 2).to(tl.int32)
         at = ((part * 2 + slot_y) * 2 + slot_x)[:, None] * (C * OUT) + i[None, :]
         mask = (part < 4 * splits)[:, None] & (i < C * OUT)[None, :]
-        total += tl.load(dfolded_ptr + at, mask, other=0.0)
-    s = tl.load(affine_ptr + 2 * C + i // OUT, i < C * OUT, other=0.0)
-    tl.store(dweight_ptr + tap * ALL * OUT + i, s * tl.sum(total, 0), i < C * OUT)
+        total += tl.sum(tl.load(dfolded_ptr + at, mask, other=0.0), 0)
+    tl.store(dweight_ptr + tap * ALL * OUT + i, s * total, i < C * OUT)
 
 
 @triton.jit
 def _unscale(
     program, dskip_ptr, affine_ptr, dweight_ptr, parts, ROWS: tl.constexpr, C: tl.constexpr,
-    ALL: tl.constexpr, OUT: tl.constexpr, ELEMENTS: tl.constexpr,
+    ALL: tl.constexpr, OUT: tl.constexpr, PARTS: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     """Sum the parts of a block of the skip channels' weights."""
     i = program * ELEMENTS + tl.arange(0, ELEMENTS)  # of [9, C, OUT]
     live = i < 9 * C * OUT
-    total = tl.zeros([PARTS, ELEMENTS], tl.float32)
+    c = i // OUT % C
+    s = tl.load(affine_ptr + 2 * C + c, live, other=0.0)
+    total = tl.zeros([ELEMENTS], tl.float32)
     for first in range(0, parts, PARTS):
         part = first + tl.arange(0, PARTS)
         mask = (part < parts)[:, None] & live[None, :]
-        total += tl.load(dskip_ptr + part[:, None] * (ROWS * OUT) + i[None, :], mask, other=0.0)
-    c = i // OUT % C
-    s = tl.load(affine_ptr + 2 * C + c, live, other=0.0)
+        at = part[:, None] * (ROWS * OUT) + i[None, :]
+        total += tl.sum(tl.load(dskip_ptr + at, mask, other=0.0), 0)
     at = (i // OUT // C * ALL + c) * OUT + i % OUT
-    tl.store(dweight_ptr + at, s * tl.sum(total, 0), live)
+    tl.store(dweight_ptr + at, s * total, live)
 
 
 @triton.jit(do_not_specialize=["height", "width", "splits", "skip_splits"])
@@ -187,26 +194,27 @@ def _backward_kernel(
     DEEP_ROWS: tl.constexpr, DEEP_COLUMNS: tl.constexpr, DEEP_HIGH: tl.constexpr,
     DEEP_WIDE: tl.constexpr, DEEP_BLOCK: tl.constexpr, SKIP_ROWS: tl.constexpr,
     SKIP_COLUMNS: tl.constexpr, SKIP_HIGH: tl.constexpr, SKIP_WIDE: tl.constexpr,
-    SKIP_BLOCK: tl.constexpr, ELEMENTS: tl.constexpr,
+    SKIP_BLOCK: tl.constexpr, DEEP_PARTS: tl.constexpr, DEEP_AT_ONCE: tl.constexpr,
+    SKIP_PARTS: tl.constexpr, SKIP_AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     fit = tl.program_id(1).to(tl.int64)
     dweight_ptr += fit * dweight_fit
-    unfold = 9 * tl.cdiv(DEEP * OUT, ELEMENTS)
-    unscale = unfold + tl.cdiv(9 * SKIP * OUT, ELEMENTS)
+    unfold = 9 * tl.cdiv(DEEP * OUT, DEEP_AT_ONCE)
+    unscale = unfold + tl.cdiv(9 * SKIP * OUT, SKIP_AT_ONCE)
     tiles = tl.cdiv(height, DEEP_ROWS) * tl.cdiv(width, DEEP_COLUMNS)
     deep = unscale + tiles * tl.cdiv(DEEP, DEEP_BLOCK)
     if program < unfold:
         _unfold(
             program, dfolded_ptr + fit * splits * 16 * DEEP * OUT, deep_affine_ptr + fit * 3 * DEEP,
-            dweight_ptr + SKIP * OUT, splits, DEEP, SKIP + DEEP, OUT, ELEMENTS,
+            dweight_ptr + SKIP * OUT, splits, DEEP, SKIP + DEEP, OUT, DEEP_PARTS, DEEP_AT_ONCE,
         )  # fmt: skip
     elif program < unscale:
         if SKIP > 0:
             _unscale(
                 program - unfold, dskip_ptr + fit * skip_splits * WEIGHT_ROWS * OUT,
                 skip_affine_ptr + fit * 3 * SKIP, dweight_ptr, skip_splits, WEIGHT_ROWS, SKIP,
-                SKIP + DEEP, OUT, ELEMENTS,
+                SKIP + DEEP, OUT, SKIP_PARTS, SKIP_AT_ONCE,
             )  # fmt: skip
     elif program < deep:
         _pass_on(
@@ -280,9 +288,11 @@ def backward(
     shallow, outputs = dweight.shape[-2] - channels, dweight.shape[-1]
     of_deep = cut(deep, tile, up == "bilinear", allocate)
     of_skip = cut(skip, tile, False, allocate)
-    elements = 32 * tile.warps
-    programs = 9 * triton.cdiv(channels * outputs, elements)
-    programs += triton.cdiv(9 * shallow * outputs, elements)
+    splits, skip_splits = dfolded.shape[1], 0 if dskip is None else dskip.shape[1]
+    parts = min(32, triton.next_power_of_2(4 * splits))
+    skip_parts = min(256, triton.next_power_of_2(max(1, skip_splits)))
+    programs = 9 * triton.cdiv(channels * outputs, AT_ONCE // parts)
+    programs += triton.cdiv(9 * shallow * outputs, AT_ONCE // skip_parts)
     programs += of_deep.programs + of_skip.programs
     return Launch(
         name,
@@ -300,8 +310,8 @@ def backward(
             "dweight_ptr": dweight,
             "height": height,
             "width": width,
-            "splits": dfolded.shape[1],
-            "skip_splits": 0 if dskip is None else dskip.shape[1],
+            "splits": splits,
+            "skip_splits": skip_splits,
             "dweight_fit": dweight.stride(0),
         },
         {
@@ -315,7 +325,10 @@ def backward(
             "SKIP_ACT": "none" if skip is None else skip.act,
             **{f"DEEP_{name}": number for name, number in of_deep.constants.items()},
             **{f"SKIP_{name}": number for name, number in of_skip.constants.items()},
-            "ELEMENTS": elements,
+            "DEEP_PARTS": parts,
+            "DEEP_AT_ONCE": AT_ONCE // parts,
+            "SKIP_PARTS": skip_parts,
+            "SKIP_AT_ONCE": AT_ONCE // skip_parts,
         },
         tile.warps,
         tile.stages,

@@ -35,8 +35,8 @@ def scratch_shapes(fits: int, tiles: int, channels: int, block: int) -> tuple[in
 
 @triton.jit
 def collect(
-    pixels, first, second, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, C: tl.constexpr,
-    MEANS: tl.constexpr,
+    pixels, first, second, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, needed_ptrs,
+    C: tl.constexpr, MEANS: tl.constexpr,
 ):  # fmt: skip
     """Hand in what a program took of its tile; the last program has that of all tiles.
 
@@ -50,10 +50,12 @@ def collect(
         fit: Which of the `fits` fits.
         parts_ptr: Scratch, float32; see `scratch_shapes`.
         counters_ptr: Scratch, int32, zero.
+        needed_ptrs: What the last program will need: a tuple of pointers, [channels] each, loaded
+            on the way.
 
     Returns:
         Whether this is the last program of these channels; if so, `pixels`, `first`, `second` of
-        all tiles.
+        all tiles, and what is needed.
     """
     groups = tl.cdiv(tiles, GROUP)
     group = tile // GROUP
@@ -64,7 +66,13 @@ def collect(
     counters_ptr += (fit * tl.cdiv(C, c.shape[0]) + begin // c.shape[0]) * (groups + 1)
     _hand_in(tiles_ptr + tile * 3 * C, pixels, first, second, c, C)
     last = tile < 0
+    needed = ()
+    for _ in tl.static_range(len(needed_ptrs)):
+        needed += (tl.zeros([c.shape[0]], tl.float32),)
     if last_to_arrive(counters_ptr + 1 + group, members):
+        needed = ()
+        for i in tl.static_range(len(needed_ptrs)):
+            needed += (tl.load(needed_ptrs[i], c < C, other=0.0),)
         pixels, first, second = _together(
             tiles_ptr + group * GROUP * 3 * C, members, begin, c, C, MEANS
         )
@@ -87,7 +95,7 @@ def collect(
                         first += more_first
                         second += more_second
                     pixels += more
-    return last, pixels, first, second
+    return last, pixels, first, second, needed
 
 
 @triton.jit
@@ -170,13 +178,13 @@ def finish_moments(
         c: The channels; the rest as in `finish_forward`.
     """
     live = c < C
-    # On their way while the programs are counted.
-    gamma = tl.load(gamma_ptr + fit * parameters + c, live, other=0.0)
-    beta = tl.load(beta_ptr + fit * parameters + c, live, other=0.0)
-    last, pixels, mean, squares = collect(
-        pixels, mean, squares, c, tile, tiles, fit, fits, parts_ptr, counters_ptr, C, True
-    )
+    at = fit * parameters + c
+    last, pixels, mean, squares, needed = collect(
+        pixels, mean, squares, c, tile, tiles, fit, fits, parts_ptr, counters_ptr,
+        (gamma_ptr + at, beta_ptr + at), C, True,
+    )  # fmt: skip
     if last:
+        gamma, beta = needed
         inverse = tl.rsqrt(squares / tl.maximum(pixels, 1.0) + EPS)
         scale = gamma * inverse
         at = fit * 4 * C + c
@@ -205,15 +213,13 @@ def finish_sums(
         dbeta_ptr: Likewise.
     """
     live = c < C
-    affine_ptr += fit * 4 * C + c
-    scale = tl.load(affine_ptr, live, other=0.0)
-    mean = tl.load(affine_ptr + 2 * C, live, other=0.0)
-    inverse = tl.load(affine_ptr + 3 * C, live, other=0.0)
-    last, _, plain, along = collect(
+    of_affine = affine_ptr + fit * 4 * C + c
+    last, _, plain, along, needed = collect(
         tl.full([], 0.0, tl.float32), plain, along, c, tile, tiles, fit, fits, parts_ptr,
-        counters_ptr, C, False,
+        counters_ptr, (of_affine, of_affine + 2 * C, of_affine + 3 * C), C, False,
     )  # fmt: skip
     if last:
+        scale, mean, inverse = needed
         tl.store(dgamma_ptr + fit * parameters + c, along, live)
         tl.store(dbeta_ptr + fit * parameters + c, plain, live)
         slope = -scale * inverse * along / pixels
