@@ -19,10 +19,9 @@ import triton
 import triton.language as tl
 
 from flashdip.kernels.fused.conv_split import add_up, hand_in
-from flashdip.kernels.fused.conv_wgrad import exist, load_gradient
-from flashdip.kernels.fused.device import FEW, dot, halves, narrow, slope, whole
+from flashdip.kernels.fused.device import FEW, dot, exist, halves, narrow, slope, whole
 from flashdip.kernels.fused.geometry import Geometry, members, placed, targets
-from flashdip.kernels.fused.norm import finish_sums
+from flashdip.kernels.fused.norm import finish_sums, load_gradient
 
 
 def tiles(geometry: Geometry, height: int, width: int, pixels: int) -> int:
@@ -252,7 +251,7 @@ def dgrad(
         dy_ptr: The gradient of the convolution's result.
         dx_ptr: [F, H, W, IN], written.
         side_du_ptr: Of a 1x1 convolution of the same x, [F, H, W, SIDE], or None; with `side_y_ptr`
-            and `side_pull_ptr` see `load_gradient`.
+            and `side_pull_ptr` see `norm.load_gradient`.
         side_weight_ptr: [F, IN, SIDE], fits `side_weights` elements apart.
         add_ptr: [F, H, W, IN], added to the gradient of x's value; or None.
         splits: Programs that share a sum; see `conv_split`, also for the next two, which are None
@@ -343,7 +342,7 @@ def dgrad(
             s = tl.arange(0, BLOCK_S)
             dy = load_gradient(
                 side_du_ptr + far * H * W * SIDE, side_y_ptr + far * H * W * SIDE,
-                side_pull_ptr + fit * 3 * SIDE, pixel, valid, s, SIDE, BLOCK_S,
+                side_pull_ptr + fit * 3 * SIDE, pixel, valid, s, SIDE,
             )  # fmt: skip
             weight = tl.load(
                 side_weight_ptr + far * side_weights + c[None, :] * SIDE + s[:, None],

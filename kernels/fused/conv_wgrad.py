@@ -12,42 +12,11 @@ weight's gradient with what s multiplies.
 import triton
 import triton.language as tl
 
-from flashdip.kernels.fused.device import activate, dot, last_to_arrive, narrow
+from flashdip.kernels.fused.device import activate, dot, exist, last_to_arrive, narrow
 from flashdip.kernels.fused.geometry import members, placed, source
+from flashdip.kernels.fused.norm import load_gradient
 
 SHARES = tl.constexpr(32)  # added at a time
-
-
-@triton.jit
-def exist(c, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Return which of a BLOCK of channels are below C: all, and known to be, in whole blocks."""
-    if C % BLOCK == 0:
-        return c == c
-    else:
-        return c < C
-
-
-@triton.jit
-def load_gradient(
-    du_ptr, y_ptr, pull_ptr, pixel, valid, o, OUT: tl.constexpr, BLOCK_O: tl.constexpr
-):  # fmt: skip
-    """Return dy at pixels and channels o, 0 where there is none.
-
-    Without `y_ptr`, dy is what lies at `du_ptr`; else dy = a du + b y + c, with a, b, c the rows of
-    `pull_ptr` [3, OUT]. Pointers are the fit's.
-    """
-    at = pixel[:, None] * OUT + o[None, :]
-    live_o = exist(o, OUT, BLOCK_O)
-    live = valid[:, None] & live_o[None, :]
-    dy = tl.load(du_ptr + at, live, other=0.0)
-    if y_ptr is not None:
-        DTYPE: tl.constexpr = du_ptr.dtype.element_ty
-        a = tl.load(pull_ptr + o, live_o, other=0.0)[None, :]
-        b = tl.load(pull_ptr + OUT + o, live_o, other=0.0)[None, :]
-        c = tl.load(pull_ptr + 2 * OUT + o, live_o, other=0.0)[None, :]
-        y = tl.load(y_ptr + at, live, other=0.0).to(tl.float32)
-        dy = narrow(tl.where(live, a * dy.to(tl.float32) + b * y + c, 0.0), DTYPE)
-    return dy
 
 
 @triton.jit
@@ -101,7 +70,7 @@ def wgrad(
         x_ptr: [F, H, W, IN].
         affine_ptr: [F, 4, IN] float32, or None where x is the value.
         du_ptr: The gradient of the convolution's result; with `y_ptr` and `pull_ptr` see
-            `load_gradient`.
+            `norm.load_gradient`.
         dweight_ptr: [F, splits, groups, groups, K, K, IN, OUT] float32, written; without groups
             where there is one.
         splits: Ranges of pixels.
@@ -160,7 +129,7 @@ def wgrad(
         row, column = placed(group_y, m_y, H, KIND), placed(group_x, m_x, W, KIND)
         dy = load_gradient(
             du_ptr, y_ptr, pull_ptr, row * (GROUPS * across) + column,
-            (m_y < down) & (m_x < across), o, OUT, BLOCK_O,
+            (m_y < down) & (m_x < across), o, OUT,
         )  # fmt: skip
         total = dot(x, dy, total)
 

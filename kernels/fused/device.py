@@ -26,6 +26,15 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def exist(c, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Return which of a BLOCK of channels are below C: all, and known to be, in whole blocks."""
+    if (C + BLOCK - 1) // BLOCK * BLOCK == C:
+        return c == c
+    else:
+        return c < C
+
+
+@triton.jit
 def dot(a, b, accumulator):
     """Return accumulator + a b in float32; float32 factors are not shortened to TF32."""
     if INTERPRETED:

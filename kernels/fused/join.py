@@ -17,8 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused import norm
-from flashdip.kernels.fused.conv_wgrad import exist
-from flashdip.kernels.fused.device import EPS, narrow
+from flashdip.kernels.fused.device import EPS, exist, narrow
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Tile, size
 from flashdip.kernels.fused.patches import corners, cut, pending, row_of, smooth
 from flashdip.kernels.opset import Up

@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.conv_wgrad import exist
-from flashdip.kernels.fused.device import narrow, slope
+from flashdip.kernels.fused.device import exist, narrow, slope
 from flashdip.kernels.fused.geometry import targets
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_sums

@@ -14,7 +14,7 @@ groups of GROUP first, by the last of each group. Variances are merged as in Cha
 import triton
 import triton.language as tl
 
-from flashdip.kernels.fused.device import EPS, last_to_arrive
+from flashdip.kernels.fused.device import EPS, exist, last_to_arrive, narrow
 
 GROUP = tl.constexpr(32)
 
@@ -227,3 +227,43 @@ def finish_sums(
         tl.store(pull_ptr + at, scale, live)
         tl.store(pull_ptr + C + at, slope, live)
         tl.store(pull_ptr + 2 * C + at, -scale * plain / pixels - slope * mean, live)
+
+
+@triton.jit
+def load_gradient(du_ptr, y_ptr, pull_ptr, pixel, exists, o, OUT: tl.constexpr):
+    """Return dy as it would be stored, [pixels, channels], 0 where there is none.
+
+    Args:
+        du_ptr: Of the fit, [pixels, OUT]; `y_ptr` likewise, or None: then dy lies at `du_ptr`.
+        pull_ptr: Of the fit, [3, OUT] float32: a, b, c with dy = a du + b y + c.
+        pixel: Which pixels.
+        exists: Whether they do.
+        o: The channels, consecutive from a multiple of their number.
+    """
+    if y_ptr is not None:
+        a, b, c = load_pull(pull_ptr, o, OUT)
+        return pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT)
+    live = exist(o, OUT, o.shape[0])
+    at, mask = pixel[:, None] * OUT + o[None, :], exists[:, None] & live[None, :]
+    return tl.load(du_ptr + at, mask, other=0.0)
+
+
+@triton.jit
+def load_pull(pull_ptr, o, OUT: tl.constexpr):
+    """Return a, b and c at the channels o; see `load_gradient`."""
+    live = exist(o, OUT, o.shape[0])
+    a = tl.load(pull_ptr + o, live, other=0.0)
+    b = tl.load(pull_ptr + OUT + o, live, other=0.0)
+    c = tl.load(pull_ptr + 2 * OUT + o, live, other=0.0)
+    return a, b, c
+
+
+@triton.jit
+def pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT: tl.constexpr):
+    """Return dy where a, b and c are there already; see `load_gradient`."""
+    live = exist(o, OUT, o.shape[0])
+    at, mask = pixel[:, None] * OUT + o[None, :], exists[:, None] & live[None, :]
+    du = tl.load(du_ptr + at, mask, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + at, mask, other=0.0).to(tl.float32)
+    dy = tl.where(mask, a[None, :] * du + b[None, :] * y + c[None, :], 0.0)
+    return narrow(dy, du_ptr.dtype.element_ty)

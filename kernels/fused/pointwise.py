@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, dot, narrow, slope
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
-from flashdip.kernels.fused.norm import finish_sums, scratch_shapes
+from flashdip.kernels.fused.norm import finish_sums, load_gradient, scratch_shapes
 
 ACCUMULATORS = 64  # registers of a thread that may hold dW
 
@@ -100,41 +100,6 @@ def backward(
         bytes=size(*x[:2], weight, *dy, dx, pull, dweight),
         gemm=True,
     )
-
-
-@triton.jit
-def load_gradient(du_ptr, y_ptr, pull_ptr, pixel, exists, o, OUT: tl.constexpr):
-    """Return dy = a du + b y + c as it would be stored, [pixels, channels].
-
-    Args:
-        du_ptr: Of the fit, [pixels, OUT]; `y_ptr` likewise.
-        pull_ptr: Of the fit, [3, OUT] float32: a, b, c.
-        pixel: Which pixels.
-        exists: Whether they do; dy is 0 elsewhere.
-        o: The channels; 0 from OUT on.
-    """
-    a, b, c = load_pull(pull_ptr, o, OUT)
-    return pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT)
-
-
-@triton.jit
-def load_pull(pull_ptr, o, OUT: tl.constexpr):
-    """Return a, b and c at the channels o; see `load_gradient`."""
-    live = o < OUT
-    a = tl.load(pull_ptr + o, live, other=0.0)
-    b = tl.load(pull_ptr + OUT + o, live, other=0.0)
-    c = tl.load(pull_ptr + 2 * OUT + o, live, other=0.0)
-    return a, b, c
-
-
-@triton.jit
-def pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT: tl.constexpr):
-    """Return dy where a, b and c are there already; see `load_gradient`."""
-    at, mask = pixel[:, None] * OUT + o[None, :], exists[:, None] & (o < OUT)[None, :]
-    du = tl.load(du_ptr + at, mask, other=0.0).to(tl.float32)
-    y = tl.load(y_ptr + at, mask, other=0.0).to(tl.float32)
-    dy = a[None, :] * du + b[None, :] * y + c[None, :]
-    return narrow(tl.where(mask, dy, 0.0), du_ptr.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["pixels", "programs", "parameters"])

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.device import narrow
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Norm, Tile, size
-from flashdip.kernels.fused.norm import finish_forward, scratch_shapes
-from flashdip.kernels.fused.pointwise import load_gradient
+from flashdip.kernels.fused.norm import finish_forward, load_gradient, scratch_shapes
 
 
 def forward(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.device import dot, last_to_arrive, narrow
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Tile, size
-from flashdip.kernels.fused.pointwise import load_pull, pulled_gradient
+from flashdip.kernels.fused.norm import load_pull, pulled_gradient
 from flashdip.kernels.fused.smooth import (
     around,
     pending,
