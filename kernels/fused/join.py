@@ -106,22 +106,9 @@ def _statistics(
     if value_ptr is not None:
         value_ptr += base
     pixels, mean, squares = _moments(
-        raw_ptr + base,
-        value_ptr,
-        y,
-        x,
-        height,
-        width,
-        c,
-        live,
-        scale,
-        shift,
-        C,
-        ACT,
-        SMOOTH,
-        HIGH,
+        raw_ptr + base, value_ptr, y, x, height, width, c, live, scale, shift, C, ACT, SMOOTH, HIGH,
         WIDE,
-    )
+    )  # fmt: skip
     last, pixels, mean, squares, needed = norm.collect(
         pixels, mean, squares, c, tile, tiles, fit, tl.num_programs(1), parts_ptr, counters_ptr,
         (gamma_ptr + fit * gamma_fit + c,), C, True,

@@ -69,8 +69,11 @@ def cut(x: Map | None, tile: Tile, smooth: bool, allocate: Allocate) -> Cut:
     elements = min((IN_PATCHES if smooth else SINGLE) * 32 * tile.warps, tile.pixels * tile.outputs)
     lanes, rows, columns, high, wide = elements // block, tile.rows, tile.columns, 1, 1
     if smooth:
-        while high * wide * lanes < rows * columns:
-            high, wide = (2 * high, wide) if high < rows and high <= wide else (high, 2 * wide)
+        while high * wide * lanes < rows * columns:  # nearly square patches have fewest neighbours
+            if wide == columns or (high <= wide and high < rows):
+                high *= 2
+            else:
+                wide *= 2
     else:
         rows = min(rows, lanes)
         columns = lanes // rows

@@ -187,13 +187,11 @@ class Tiles:
     @_tunable
     def join(self, rows: int, columns: int, channels: int) -> Tile:
         """Cut the passes of a join: small blocks of channels, for their weights' sake."""
-        block = min(power(channels, 16), 16)
-        pixels = 512
-        while (
-            pixels > 64
-            and rows * columns * channels < 2 * pixels * block * self.architecture.processors
-        ):
-            pixels //= 2
+        block, pixels = 16, 64
+        elements = rows * columns * channels * self.fits
+        for pixels in (512, 256, 128, 64):
+            if elements >= 2 * self.architecture.processors * pixels * block:
+                break
         high, across = _cut(pixels, rows, columns)
         return Tile(high, across, block, 16, 1, 4, 1)
 

@@ -16,6 +16,8 @@ from flashdip.kernels.opset import EPS, Activation, Up
 from tests.kernels.fused.judge import judge, poisoned, round_through
 
 TILE = Tile(rows=2, columns=4, outputs=16, inputs=16, warps=2, stages=1)
+PATCHES = Tile(rows=4, columns=16, outputs=16, inputs=16, warps=1, stages=1)  # of 4 x 2 pixels
+NARROW = Tile(rows=16, columns=2, outputs=16, inputs=16, warps=1, stages=1)  # 2 x 2
 
 
 class Case(NamedTuple):
@@ -31,6 +33,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float16
     act: Activation = "LeakyReLU"
     wide: bool = False
+    tile: Tile = TILE
 
 
 CASES = [
@@ -38,9 +41,11 @@ CASES = [
     Case(1, 2, 3, 5, 4, 4),
     Case(2, 3, 5, 20, 5, 6, up="nearest", dtype=torch.float32, act="Swish"),
     Case(1, 7, 11, 20, 4, 5, dtype=torch.float32),
-    Case(1, 3, 5, 16, 0, 20, act="ELU"),
+    Case(2, 6, 17, 20, 4, 5, dtype=torch.float32, tile=PATCHES),
+    Case(1, 17, 2, 4, 5, 6, tile=NARROW),
+    Case(1, 3, 5, 16, 0, 20, act="ELU", tile=PATCHES),
     Case(1, 5, 3, 20, 20, 5, up="nearest", wide=True),
-    Case(1, 5, 7, 16, 13, 4, dtype=torch.bfloat16),
+    Case(1, 5, 7, 16, 13, 4, dtype=torch.bfloat16, tile=PATCHES),
     Case(1, 2, 2, 20, 17, 4, wide=True, act="none"),
 ]
 
@@ -137,7 +142,7 @@ class Setting:
                 affines[1] if self.skip else None,
                 folded,
                 skip_weight if self.skip else None,
-                TILE,
+                self.case.tile,
                 self.allocate,
             )
         )
@@ -271,7 +276,7 @@ def run_backward(
             dskip=pushed.dskip if skip else None,
             up=case.up,
             dweight=out["dweight"],
-            tile=TILE,
+            tile=case.tile,
             allocate=setting.allocate,
         )
     )
@@ -425,13 +430,15 @@ def test_order_of_programs(request: pytest.FixtureRequest) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("up", ["nearest", "bilinear"])
-def test_large_mean(up: Up) -> None:
+@pytest.mark.parametrize(
+    ("up", "tile"), [("nearest", TILE), ("bilinear", TILE), ("bilinear", PATCHES)]
+)
+def test_large_mean(up: Up, tile: Tile) -> None:
     """The variance does not cancel where the mean is a thousand times the deviation.
 
-    There are so many tiles that their statistics are put together in groups first.
+    With small tiles there are so many that their statistics are put together in groups first.
     """
-    setting = Setting(Case(1, 12, 24, 16, 0, 4, up=up, dtype=torch.float32, act="none"))
+    setting = Setting(Case(1, 12, 24, 16, 0, 4, up, torch.float32, "none", tile=tile))
     assert setting.deep.map.affine is not None
     setting.deep.map.affine[:, 1] += 1000
     actual, exact = setting.forward()[1], results(setting, torch.float64)[0]

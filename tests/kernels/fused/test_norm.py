@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdip.kernels.fused import norm
 from flashdip.kernels.fused.norm import finish_forward, finish_sums, scratch_shapes
 from flashdip.kernels.opset import EPS
 from tests.kernels.fused.judge import poisoned
@@ -69,9 +70,15 @@ def draw(fits: int, pixels: int, channels: int) -> list[Tensor]:
     return [2 * y + 50, *others]
 
 
-@pytest.mark.parametrize(("fits", "pixels", "channels"), [(2, 37, 20), (1, 300, 4), (1, 4, 3)])
-def test_a_norm(fits: int, pixels: int, channels: int) -> None:
-    """One tile or many, groups of tiles, a block of channels that is not full; far from mean 0."""
+@pytest.mark.parametrize(
+    ("fits", "pixels", "channels", "group"),
+    [(2, 37, 20, 32), (1, 300, 4, 32), (1, 4, 3, 32), (2, 150, 4, 2)],
+)
+def test_a_norm(
+    fits: int, pixels: int, channels: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tile or many, groups of tiles, many groups, a block that is not full; far from mean 0."""
+    monkeypatch.setattr(norm, "GROUP", tl.constexpr(group))
     y, du, gamma, beta = draw(fits, pixels, channels)
     affine, pull, dgamma, dbeta = run(y, du, gamma, beta)
     leaves = [t.double().requires_grad_() for t in (y, gamma, beta)]
