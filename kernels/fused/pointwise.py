@@ -5,6 +5,10 @@ pixels, turns the gradient behind the normalisation into dy once, in registers, 
 weight for the input's gradient and by the input for the weight's, and keeps the latter in registers
 to the end.
 
+Channels go down and pixels across where x and its gradient are: a thread then meets few channels,
+whose constants it holds. What is summed over pixels is summed tile upon tile, and across a tile
+only when a program ends.
+
 Registers bound the part of dW that a program holds, [inputs, outputs]: it has all outputs, for they
 are summed over in dgrad, and as many inputs as fit. Programs with the other inputs of the same
 pixels lie beside it in the grid and find dy's operands in the L2 cache.
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, dot, narrow, slope
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
-from flashdip.kernels.fused.norm import finish_sums, load_gradient, scratch_shapes
+from flashdip.kernels.fused.norm import finish_sums, load_pull, pulled_gradient, scratch_shapes
 
 ACCUMULATORS = 64  # registers of a thread that may hold dW
 
@@ -121,47 +125,47 @@ def _backward(
     dx_ptr += base * pixels * IN
     du_ptr += base * pixels * OUT
     y_ptr += base * pixels * OUT
-    dy_pull_ptr += fit * 3 * OUT
     of_weight = i[:, None] * OUT + o[None, :]
     live_weight = live_i[:, None] & (o < OUT)[None, :]
     weight = tl.load(weight_ptr + base * weight_row + of_weight, live_weight, other=0.0)
+    a, b, c = load_pull(dy_pull_ptr + fit * 3 * OUT, o, OUT)
+    if affine_ptr is not None:
+        of_affine = affine_ptr + fit * 4 * IN + i
+        scale = tl.load(of_affine, live_i, other=0.0)[:, None]
+        shift = tl.load(of_affine + IN, live_i, other=0.0)[:, None]
+        mean = tl.load(of_affine + 2 * IN, live_i, other=0.0)[:, None]
     dweight = tl.zeros([BLOCK_I, BLOCK_O], tl.float32)
-    plain = tl.zeros([BLOCK_I], tl.float32)
-    along = tl.zeros([BLOCK_I], tl.float32)
+    plain = tl.zeros([BLOCK_I, PIXELS], tl.float32)
+    along = tl.zeros([BLOCK_I, PIXELS], tl.float32)
     tiles = tl.cdiv(pixels, PIXELS)
     for tile in range(program * tiles // programs, (program + 1) * tiles // programs):
         pixel = tile * PIXELS + tl.arange(0, PIXELS)
         exists = pixel < pixels
-        dy = load_gradient(du_ptr, y_ptr, dy_pull_ptr, pixel, exists, o, OUT)
-        of_x, live_x = pixel[:, None] * IN + i[None, :], exists[:, None] & live_i[None, :]
-
-        if affine_ptr is not None:  # loaded for every tile: registers are short
-            at = affine_ptr + fit * 4 * IN + i
-            scale = tl.load(at, live_i, other=0.0)[:, None]
-            shift = tl.load(at + IN, live_i, other=0.0)[:, None]
-            mean = tl.load(at + 2 * IN, live_i, other=0.0)[:, None]
-        # Channels go down and pixels across: a thread then meets few channels, whose constants and
-        # sums it holds.
-        value = tl.trans(tl.load(raw_ptr + of_x, live_x, other=0.0))
+        dy = pulled_gradient(du_ptr, y_ptr, a, b, c, pixel, exists, o, OUT)
+        of_x, live_x = i[:, None] + pixel[None, :] * IN, live_i[:, None] & exists[None, :]
+        value = tl.load(raw_ptr + of_x, live_x, other=0.0)
         dx = dot(weight, tl.trans(dy), tl.zeros([BLOCK_I, PIXELS], tl.float32))
         if affine_ptr is not None:
-            raw = value.to(tl.float32)
+            # Where no pixel exists both are 0. Taking that of dx makes the compiler bring raw, in
+            # 16 bits, to the registers where dx is, and not what comes of it to where raw is.
+            raw = tl.where(exists[None, :], value.to(tl.float32), dx)
             u = raw * scale + shift
             value = narrow(activate(u, ACT), raw_ptr.dtype.element_ty)
             dx *= slope(u, ACT)
         stored = narrow(dx, raw_ptr.dtype.element_ty)
-        tl.store(dx_ptr + of_x, tl.trans(stored), live_x)
+        tl.store(dx_ptr + of_x, stored, live_x)
         if affine_ptr is not None:
             stored = stored.to(tl.float32)  # 0 at pixels that do not exist, as dy is
-            plain += tl.sum(stored, 1)
-            along += tl.sum(stored * (raw - mean), 1)
+            plain += stored
+            along += stored * (raw - mean)
         dweight = dot(value, dy, dweight)
 
     dweight_ptr += (base * programs + program) * IN * OUT
     tl.store(dweight_ptr + of_weight, dweight, live_weight)
     if affine_ptr is not None:
-        along *= tl.load(affine_ptr + (fit * 4 + 3) * IN + i, live_i, other=0.0)
+        inverse = tl.load(of_affine + 3 * IN, live_i, other=0.0)
         finish_sums(
-            plain, along, i, program, programs, fit, tl.num_programs(1), pixels, parts_ptr,
-            counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, IN,
+            tl.sum(plain, 1), tl.sum(along, 1) * inverse, i, program, programs, fit,
+            tl.num_programs(1), pixels, parts_ptr, counters_ptr, affine_ptr, pull_ptr, dgamma_ptr,
+            dbeta_ptr, parameters, IN,
         )  # fmt: skip

@@ -253,7 +253,7 @@ class Program:
         bias = None if node.bias is None else planner.master(node.bias)
         dweight = planner.gradient(node.weight)
         dbias = None if node.bias is None else planner.gradient(node.bias)
-        tile = tiles.stream(x.raw.shape[1] * x.raw.shape[2], x.raw.shape[3])
+        tile = tiles.head(x.raw.shape[1] * x.raw.shape[2], x.raw.shape[3])
         sigmoid, decay, scale = node.sigmoid, settings.average, self.loss_scale
         direct = images.target is not None and images.downsample is None
         if not direct:

@@ -149,11 +149,30 @@ class Tiles:
         return Tile(rows, 1, block, depth, splits, 4, stages)
 
     @_tunable
-    def stream(self, pixels: int, channels: int, tile: int = 64) -> Tile:
-        """Cut a pass over all pixels by programs that each take a contiguous range."""
-        programs = min(triton.cdiv(pixels, tile), 2 * self.architecture.processors // self.fits)
+    def stream(self, pixels: int, channels: int) -> Tile:
+        """Cut a pass over all pixels by programs that each take a contiguous range.
+
+        Each program leaves a sum behind, to be written and read once more: fewer than there could
+        be, and those with several tiles, where the map is small.
+        """
+        processors = self.architecture.processors
+        warpgroups = self.architecture.warpgroups and not self.wide
+        # Where a warp multiplies by itself, its factors take registers, and fewer pixels fit.
+        tile = 32 if warpgroups else 16
+        block = 16 if self.wide else power(channels, 16)
+        tiles = triton.cdiv(pixels, tile)
+        turns = max(1, round(tiles**0.5 / 5))
+        programs = max(1, min(triton.cdiv(tiles, turns), processors // self.fits))
+        # Half as many warps hold half of the inputs, and leave room for a program with the others.
+        halved = warpgroups and 2 * programs * self.fits <= processors
+        return Tile(1, tile, block, block, programs, 4 if halved or channels < 64 else 8, 2)
+
+    @_tunable
+    def head(self, pixels: int, channels: int) -> Tile:
+        """Cut the head: a pass over all pixels whose sums are small."""
+        programs = min(triton.cdiv(pixels, 64), 2 * self.architecture.processors // self.fits)
         block = power(channels, 16)
-        return Tile(1, tile, block, block, max(1, programs), 8 if block >= 64 else 4, 2)
+        return Tile(1, 64, block, block, max(1, programs), 8 if block >= 64 else 4, 2)
 
     @_tunable
     def elementwise(self, channels: int) -> Tile:
