@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.device import activate, dot, last_to_arrive, narrow, slope
+from flashdip.kernels.fused.device import activate, dot, narrow, slope
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
-from flashdip.kernels.fused.norm import GROUP, finish_sums, scratch_shapes
+from flashdip.kernels.fused.norm import finish_sums, scratch_shapes
+from flashdip.kernels.fused.rows import row_of, sum_rows, sum_shapes
 
 # Arguments that are not there in every launch.
 _IMAGES = ("target_ptr", "mask_ptr", "doutput_ptr", "output_ptr", "average_ptr")
@@ -24,59 +25,6 @@ _OPTIONAL = (
     *(*_IMAGES, "loss_ptr", "dx_ptr", "pull_ptr", "dgamma_ptr", "dbeta_ptr", "dweight_ptr"),
     *("dbias_ptr", "parts_ptr", "parts_counters_ptr", "rows_ptr", "rows_counters_ptr"),
 )
-
-
-def sum_shapes(fits: int, programs: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of the float32 rows and the int32 counters that `sum_rows` needs."""
-    groups = triton.cdiv(programs, GROUP.value)
-    return (fits, programs + groups + 1, width), (fits, groups + 1)
-
-
-@triton.jit
-def row_of(rows_ptr, program, programs, fit, WIDTH: tl.constexpr):
-    """Return where a program is to store its row; see `sum_rows`."""
-    rows = programs + tl.cdiv(programs, GROUP) + 1  # of one fit
-    return rows_ptr + (fit.to(tl.int64) * rows + program) * WIDTH
-
-
-@triton.jit
-def sum_rows(rows_ptr, counters_ptr, program, programs, fit, WIDTH: tl.constexpr):
-    """Sum one row from each program of a fit, in a fixed order: groups of programs first.
-
-    Args:
-        rows_ptr: [F, programs + groups + 1, WIDTH] float32: rows, their sums by group, and the sum.
-        counters_ptr: [F, groups + 1] int32, zero.
-
-    Returns:
-        Whether this program is the last one, and where its fit's sum lies: only there is it valid.
-    """
-    groups = tl.cdiv(programs, GROUP)
-    rows_ptr = row_of(rows_ptr, 0, programs, fit, WIDTH)
-    groups_ptr = rows_ptr + programs * WIDTH
-    counters_ptr += fit * (groups + 1)
-    total_ptr = groups_ptr + groups * WIDTH
-    group = program // GROUP
-    members = tl.minimum(GROUP, programs - group * GROUP)
-    last = False
-    if last_to_arrive(counters_ptr + 1 + group, members):
-        _add(rows_ptr + group * GROUP * WIDTH, members, groups_ptr + group * WIDTH, WIDTH)
-        last = last_to_arrive(counters_ptr, groups)
-        if last:
-            _add(groups_ptr, groups, total_ptr, WIDTH)
-            tl.debug_barrier()  # all warps have stored
-    return last, total_ptr
-
-
-@triton.jit
-def _add(rows_ptr, count, total_ptr, WIDTH: tl.constexpr):
-    ROWS: tl.constexpr = min(GROUP, 4096 // WIDTH)  # 16 or 32 registers of a thread
-    i = tl.arange(0, WIDTH)
-    total = tl.zeros([WIDTH], tl.float32)
-    for first in range(0, count, ROWS):
-        row = first + tl.arange(0, ROWS)
-        at = rows_ptr + row[:, None] * WIDTH + i[None, :]
-        total += tl.sum(tl.load(at, (row < count)[:, None], other=0.0, cache_modifier=".cg"), 0)
-    tl.store(total_ptr + i, total)
 
 
 @triton.jit(do_not_specialize=["pixels", "W", "h", "w", "weights", "gradients"])
@@ -98,6 +46,9 @@ def _head_kernel(
         dx_ptr += base * pixels * IN
     weight = tl.load(weight_ptr + base * weights + of_weight, live, other=0.0)
     of_affine = affine_ptr + fit * 4 * IN + i
+    scale = tl.load(of_affine, live_i, other=0.0)[:, None]
+    shift = tl.load(of_affine + IN, live_i, other=0.0)[:, None]
+    mean = tl.load(of_affine + 2 * IN, live_i, other=0.0)[:, None]
     dweight = tl.zeros([BLOCK_I, BLOCK_O], tl.float32)
     dbias = tl.zeros([BLOCK_O, PIXELS], tl.float32)
     squares = tl.zeros([BLOCK_O, PIXELS], tl.float32)
@@ -107,15 +58,14 @@ def _head_kernel(
     tiles = tl.cdiv(pixels, PIXELS)
     for tile in range(program * tiles // programs, (program + 1) * tiles // programs):
         pixel = tile * PIXELS + tl.arange(0, PIXELS)
-        of_x = pixel[:, None] * IN + i[None, :]
-        live_x = (pixel < pixels)[:, None] & live_i[None, :]
-        # Channels go down and pixels across: a thread then meets few channels.
-        raw = tl.trans(tl.load(raw_ptr + of_x, live_x, other=0.0)).to(tl.float32)
-        scale = tl.load(of_affine, live_i, other=0.0)[:, None]
-        shift = tl.load(of_affine + IN, live_i, other=0.0)[:, None]
+        of_x = i[:, None] + pixel[None, :] * IN
+        live_x = live_i[:, None] & (pixel < pixels)[None, :]
+        # Channels go down and pixels across: a thread then meets few channels. What three products
+        # and the sums need of raw, each in its own layout, comes out of shared memory each time.
+        raw = tl.load(raw_ptr + of_x, live_x, other=0.0).to(tl.float32)
         u = raw * scale + shift
         value = narrow(activate(u, ACT), raw_ptr.dtype.element_ty)
-        output = tl.trans(dot(tl.trans(value), weight, tl.zeros([PIXELS, BLOCK_O], tl.float32)))
+        output = dot(tl.trans(weight), value, tl.zeros([BLOCK_O, PIXELS], tl.float32))
         if bias_ptr is not None:
             output += tl.load(bias_ptr + base * weights + o, live_o, other=0.0)[:, None]
         if SIGMOID:
@@ -147,19 +97,20 @@ def _head_kernel(
             dbias += dy
             dy = narrow(dy, raw_ptr.dtype.element_ty)
             dweight = dot(value, tl.trans(dy), dweight)
-            du = dot(weight, dy, tl.zeros([BLOCK_I, PIXELS], tl.float32)) * slope(u, ACT)
+            du = dot(weight, dy, tl.zeros([BLOCK_I, PIXELS], tl.float32))
+            du *= slope(u, ACT)
             du = narrow(du, raw_ptr.dtype.element_ty)
-            tl.store(dx_ptr + of_x, tl.trans(du), live_x)
+            tl.store(dx_ptr + of_x, du, live_x)
             du = du.to(tl.float32)  # 0 at pixels that do not exist, as dy is
-            mean = tl.load(of_affine + 2 * IN, live_i, other=0.0)[:, None]
             plain += tl.sum(du, 1)
             along += tl.sum(du * (raw - mean), 1)
 
     if BACKWARD:
-        along *= tl.load(of_affine + 3 * IN, live_i, other=0.0)
+        inverse = tl.load(of_affine + 3 * IN, live_i, other=0.0)
         finish_sums(
-            plain, along, i, program, programs, fit, tl.num_programs(1), pixels, parts_ptr,
-            parts_counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, gradients, IN,
+            plain, along * inverse, i, program, programs, fit, tl.num_programs(1), pixels,
+            parts_ptr, parts_counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, gradients,
+            IN,
         )  # fmt: skip
         # A row is laid out as dweight [IN, OUT], dbias [OUT], sum of squares.
         row = row_of(rows_ptr, program, programs, fit, WIDTH)

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels import resample
-from flashdip.kernels.fused.head import row_of, sum_rows, sum_shapes
 from flashdip.kernels.fused.launch import Allocate, Launch, size
+from flashdip.kernels.fused.rows import row_of, sum_rows, sum_shapes
 from flashdip.kernels.resample import Kernel
 
 _PIXELS = 128  # of one program

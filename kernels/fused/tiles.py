@@ -169,10 +169,11 @@ class Tiles:
 
     @_tunable
     def head(self, pixels: int, channels: int) -> Tile:
-        """Cut the head: a pass over all pixels whose sums are small."""
-        programs = min(triton.cdiv(pixels, 64), 2 * self.architecture.processors // self.fits)
-        block = power(channels, 16)
-        return Tile(1, 64, block, block, max(1, programs), 8 if block >= 64 else 4, 2)
+        """Cut the head: a pass over all pixels whose sums are small, two programs a processor."""
+        tile, block = 32 if self.architecture.warpgroups else 16, power(channels, 16)
+        places = 2 * self.architecture.processors // self.fits
+        programs = max(1, min(triton.cdiv(pixels, tile), places))
+        return Tile(1, tile, block, block, programs, 8 if self.wide else 4, 2)
 
     @_tunable
     def elementwise(self, channels: int) -> Tile:
