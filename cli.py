@@ -39,6 +39,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Look",
         "Look for the tiles that suit the GPU at hand, and keep them.",
     ),
+    "parity": (
+        "flashdip.bench.parity.command:parity",
+        "Look",
+        "Compare with the paper, image by image, on the authors' own inputs.",
+    ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }
 

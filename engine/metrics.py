@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +36,8 @@ def psnr(image: Tensor, truth: Tensor) -> float:
 def psnr_luma(image: Tensor, truth: Tensor, crop: int = 4) -> float:
     """Return the PSNR of the luma channel in dB, as the paper evaluates super-resolution.
 
-    Y of BT.601 in studio range, rounded to 8 bits, `crop` pixels left out on each side (Ulyanov et
-    al., super-resolution_eval_script.py).
+    Y of BT.601 in studio range; `crop` pixels left out at the top and on the left, one more at the
+    bottom and on the right (Ulyanov et al., super-resolution_eval_script.py).
 
     Args:
         image: RGB, [3, H, W], values in [0, 1].
@@ -49,7 +48,5 @@ def psnr_luma(image: Tensor, truth: Tensor, crop: int = 4) -> float:
 
 def _luma(image: Tensor, crop: int) -> Tensor:
     height, width = image.shape[-2:]
-    inner = image[..., crop : height - crop, crop : width - crop].double()
-    weights = torch.from_numpy(np.array(_LUMA))
-    luma = 16 / 255 + torch.einsum("c,chw->hw", weights, inner)
-    return (luma * 255).round() / 255
+    inner = image[..., crop : height - crop - 1, crop : width - crop - 1].double()
+    return torch.einsum("c,chw->hw", torch.tensor(_LUMA, dtype=torch.float64), inner)
