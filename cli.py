@@ -41,8 +41,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "parity": (
         "flashdip.bench.parity.command:parity",
-        "Look",
-        "Compare with the paper, image by image, on the authors' own inputs.",
+        "Measure",
+        "Run the paper's benchmarks on its own inputs.",
     ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }

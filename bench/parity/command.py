@@ -40,7 +40,7 @@ def parity(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Compare with the paper, image by image, on the authors' own inputs.
+    """Run the paper's benchmarks on its own inputs, beside its own results.
 
     Example: flashdip parity --data parity-images --suite denoise25 --images house
     """
