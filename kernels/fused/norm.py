@@ -68,11 +68,11 @@ def collect(
     last = tile < 0
     needed = ()
     for _ in tl.static_range(len(needed_ptrs)):
-        needed += (tl.zeros([c.shape[0]], tl.float32),)
+        needed += (tl.zeros([c.shape[0]], tl.float32),)  # type: ignore[assignment]
     if last_to_arrive(counters_ptr + 1 + group, members):
         needed = ()
         for i in tl.static_range(len(needed_ptrs)):
-            needed += (tl.load(needed_ptrs[i], c < C, other=0.0),)
+            needed += (tl.load(needed_ptrs[i], c < C, other=0.0),)  # type: ignore[assignment]
         pixels, first, second = _together(
             tiles_ptr + group * GROUP * 3 * C, members, begin, c, C, MEANS
         )
