@@ -11,6 +11,10 @@ they depend on. A pixel is then loaded once for all that see it, whole products 
 and the weights 1, 2 and 4 sixteenths are exact in every storage type. What else a join needs at
 full resolution is done on the way: the convolution of a skip so thin that its nine taps are one
 product more.
+
+These products do not make the launches matrix products in the sense of `Launch.gemm`: the units are
+idle most of the time. Results change their layout at every patch, because whole lines are to be
+written; in dy's case they are also factors. Beside memory that costs little.
 """
 
 import torch
@@ -199,7 +203,7 @@ def _forward(
     squares = tl.zeros([ROWS * COLUMNS, BLOCK_O], tl.float32)
     across = tl.cdiv(width, COLUMNS)
     patches = across * tl.cdiv(height, ROWS)
-    for patch in range(program * patches // programs, (program + 1) * patches // programs):
+    for patch in range(program, patches, programs):  # neighbours at a time, which share pixels
         top, left = patch // across * ROWS, patch % across * COLUMNS
         row, column = top + seen_row, left + seen_column
         there = (seen_row < ROWS + 2) & (row < height + 2) & (column < width + 2)

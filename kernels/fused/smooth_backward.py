@@ -196,7 +196,7 @@ def _backward(
         of_rim = weights(own_row, own_column, rim_row, rim_column, out_ptr.dtype.element_ty)
     across = tl.cdiv(width + 2 * EDGE, COLUMNS)
     patches = across * tl.cdiv(height + 2 * EDGE, ROWS)
-    for patch in range(program * patches // programs, (program + 1) * patches // programs):
+    for patch in range(program, patches, programs):  # neighbours at a time, which share pixels
         top, left = patch // across * ROWS - EDGE, patch % across * COLUMNS - EDGE
         row, column = top + own_row, left + own_column
         pixel = row * width + column
@@ -205,10 +205,10 @@ def _backward(
         at = ((row + EDGE) * (width + 2 * EDGE) + column + EDGE)[:, None] * OUT + o[None, :]
         written = ((row < height + EDGE) & (column < width + EDGE))[:, None] & live
         if BILINEAR:
-            row_, column_ = top + rim_row, left + rim_column
-            there = (row_ >= 0) & (row_ < height) & (column_ >= 0) & (column_ < width)
+            rim_y, rim_x = top + rim_row, left + rim_column
+            there = (rim_y >= 0) & (rim_y < height) & (rim_x >= 0) & (rim_x < width)
             there &= rim < 2 * (ROWS + COLUMNS + 2)
-            about = pulled_gradient(du_ptr, y_ptr, a, b, c, row_ * width + column_, there, o, OUT)
+            about = pulled_gradient(du_ptr, y_ptr, a, b, c, rim_y * width + rim_x, there, o, OUT)
             out = dot(of_own, dy, tl.zeros([ROWS * COLUMNS, BLOCK_O], tl.float32))
             out = narrow(dot(of_rim, about, out), out_ptr.dtype.element_ty)
         else:

@@ -192,17 +192,19 @@ class Tiles:
             whole: Whether a program needs all channels of a pixel.
 
         Returns:
-            `splits` is how many programs share the patches, each a range of them.
+            `splits` is how many programs share the patches.
         """
-        high, across, block, stages = 4, 8, power(channels, 16), 1 if whole else 2
-        if self.architecture.warpgroups and not whole:  # these multiply 64 rows
+        high, across, block, warps = 4, 8, power(channels, 16), 4
+        if self.wide:
+            high, block, warps = (2, block, 8) if whole else (4, min(block, 32), 4)
+        elif self.architecture.warpgroups and not whole:  # these multiply 64 rows
             high, block = 8, min(block, 64)
         patches = triton.cdiv(rows, high) * triton.cdiv(columns, across)
         if whole:  # each program leaves sums that others read: two patches at least
             patches = triton.cdiv(patches, 2)
         blocks = triton.cdiv(channels, block)
         most = max(1, 2 * self.architecture.processors // (blocks * self.fits))
-        return Tile(high, across, block, block, min(patches, most), 4, stages)
+        return Tile(high, across, block, block, min(patches, most), warps, 1 if whole else 2)
 
     @_tunable
     def join(self, rows: int, columns: int, channels: int) -> Tile:

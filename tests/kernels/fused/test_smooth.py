@@ -14,6 +14,7 @@ from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
 ACT: Activation = "LeakyReLU"
 TILE = Tile(rows=4, columns=8, outputs=16, splits=3, warps=4)
+LARGER = Tile(rows=8, columns=8, outputs=32, splits=2, warps=4)
 KERNEL = torch.outer(*[torch.tensor([1.0, 2.0, 1.0]) / 4] * 2)
 
 
@@ -76,7 +77,7 @@ def _filtered(p: Tensor) -> Tensor:
     return F.conv2d(p.permute(0, 3, 1, 2), kernel, groups=p.shape[3]).permute(0, 2, 3, 1)
 
 
-def _forward(case: Case, add: bool) -> dict[str, Tensor]:
+def _forward(case: Case, add: bool, tile: Tile = TILE) -> dict[str, Tensor]:
     fits, _, _, outputs = case.shape
     y, affine = poisoned(case.shape, case.dtype), poisoned((fits, 4, outputs), single)
     scratch = Scratch()
@@ -86,7 +87,7 @@ def _forward(case: Case, add: bool) -> dict[str, Tensor]:
         y,
         case.norm,
         affine,
-        TILE,
+        tile,
         scratch.allocate,
         skip=case.skip,
         skip_weight=case.skip_weight,
@@ -114,14 +115,14 @@ def _forward_exact(
     return {"y": y, "scale": scale, "shift": shift, "mean": mean, "inverse": inverse}
 
 
-def _backward(case: Case, bilinear: bool) -> dict[str, Tensor]:
+def _backward(case: Case, bilinear: bool, tile: Tile = TILE) -> dict[str, Tensor]:
     fits, height, width, outputs = case.shape
     border = 2 * bilinear
     out = poisoned((fits, height + border, width + border, outputs), case.dtype)
     found, of_skip = {"out": out}, {}
     if case.skip_weight is not None:
-        patches = -(-(height + border) // TILE.rows) * -(-(width + border) // TILE.columns)
-        programs, rows = min(patches, TILE.splits), 9 * case.channels
+        patches = -(-(height + border) // tile.rows) * -(-(width + border) // tile.columns)
+        programs, rows = min(patches, tile.splits), 9 * case.channels
         found |= {
             "taps": poisoned((fits, height, width, 9, case.channels), case.dtype),
             "dskip": poisoned((fits, programs, rows, outputs), single),
@@ -135,7 +136,7 @@ def _backward(case: Case, bilinear: bool) -> dict[str, Tensor]:
         "",
         case.dy,
         out,
-        TILE,
+        tile,
         scratch.allocate,
         bilinear=bilinear,
         skip=case.skip,
@@ -192,6 +193,7 @@ class Scratch:
     ("shape", "channels", "add", "dtype"),
     [
         ((2, 6, 18, 20), 4, False, half),
+        ((1, 2, 3, 4), 1, False, half),
         ((1, 14, 22, 20), 0, False, single),
         ((2, 6, 10, 16), 0, True, brain),
         ((1, 4, 4, 5), 7, True, half),
@@ -235,6 +237,19 @@ def test_backward(
     assert found.keys() == exact.keys()
     for name, value in found.items():
         judge(value, exact[name], rounded[name], dtype)
+
+
+def test_larger_patches() -> None:
+    """The patches of GPUs that multiply 64 rows at once; their rim is not full."""
+    case = Case((1, 11, 18, 20), 4, half)
+    found = _forward(case, False, LARGER)
+    exact = _forward_exact(case, False, torch.float64, None)
+    rounded = _forward_exact(case, False, single, half)
+    found |= _backward(case, True, LARGER)
+    exact |= _backward_exact(case, True, torch.float64, None)
+    rounded |= _backward_exact(case, True, single, half)
+    for name, value in found.items():
+        judge(value, exact[name], rounded[name], half)
 
 
 def test_statistics_far_from_zero() -> None:
