@@ -87,7 +87,7 @@ def backward(
         }
     return Launch(
         name,
-        _backward,
+        _pointwise_backward,
         (programs * triton.cdiv(inputs, block), fits, 1),
         arguments,
         {
@@ -107,7 +107,7 @@ def backward(
 
 
 @triton.jit(do_not_specialize=["pixels", "programs", "parameters"])
-def _backward(
+def _pointwise_backward(
     raw_ptr, affine_ptr, weight_ptr, du_ptr, y_ptr, dy_pull_ptr, dx_ptr, dweight_ptr, pull_ptr,
     pixels, programs, weight_row, parts_ptr, counters_ptr, dgamma_ptr, dbeta_ptr, parameters,
     IN: tl.constexpr, OUT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_I: tl.constexpr,
