@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from flashdip.kernels import noise
-from flashdip.kernels.fused import head, observe, resample, step
+from flashdip.kernels.fused import head, observe, plan_network, resample, step
 from flashdip.kernels.fused.launch import Launch
 from flashdip.kernels.fused.layout import BLOCK, Layout
 from flashdip.kernels.fused.memory import Memory
-from flashdip.kernels.fused.plan import Planner
+from flashdip.kernels.fused.plan import Plan
 from flashdip.kernels.fused.record import Head, Node
 from flashdip.kernels.fused.tiles import Architecture, Tiles
 from flashdip.kernels.resample import Kernel
@@ -157,7 +157,7 @@ class Program:
         memory = Memory(device)
         keep = memory.keep
         tiles = Tiles(architecture, self.dtype, fits)
-        planner = Planner(
+        plan = Plan(
             recorded.names,
             recorded.parameters,
             self.layout,
@@ -168,34 +168,34 @@ class Program:
             memory,
             arena,
         )
-        planner.forward(recorded.nodes)
-        assert planner.input is not None
+        plan_network.forward(plan, recorded.nodes)
+        assert plan.input is not None
         self.counters = keep((fits,), torch.int32)
         self.keys = keep((fits,), torch.int64)
         self.rate_scale = keep((fits,), torch.float32).fill_(1.0)
-        self.parameters, self.copies = planner.masters, planner.copies
+        self.parameters, self.copies = plan.masters, plan.copies
         shape = tuple(self.parameters.shape)
         self.moments = keep(shape, torch.float32), keep(shape, torch.float32)
         # The gradient of a mean of so many squares underflows 16 bits; that of their sum does not.
         self.loss_scale = float(1 << (channels * height * width).bit_length() - 1)
 
         first = []
-        self.z = planner.input
+        self.z = plan.input
         if settings.perturbation:
-            self.z = keep(tuple(planner.input.shape), self.dtype)
+            self.z = keep(tuple(plan.input.shape), self.dtype)
             first.append(
                 step.perturb(
                     "perturb",
                     self.z,
-                    planner.input,
+                    plan.input,
                     noise.table().to(device, torch.float16),
                     self.keys,
                     self.counters,
                     std=settings.perturbation,
                 )
             )
-        split = self._head(planner, recorded, settings, images, tiles, memory)
-        planner.backward(recorded.nodes)
+        split = self._head(plan, recorded, settings, images, tiles, memory)
+        plan_network.backward(plan, recorded.nodes)
         last = []
         if images.window is not None or images.moving_mean is not None:
             last.append(
@@ -218,7 +218,7 @@ class Program:
                 None if self.dtype == torch.float32 else self.copies,
                 *self.moments,
                 arena,
-                planner.sums(),
+                plan.sums(),
                 step.schedule(rates, settings.betas).to(device),
                 self.counters,
                 self.rate_scale,
@@ -228,17 +228,17 @@ class Program:
                 loss_scale=self.loss_scale,
             )
         )
-        self.planner, self.tiles = planner, tiles
-        self.launches: list[Launch] = [*first, *planner.launches[:split]]
-        self.after: list[Launch] = planner.launches[split:] + last
+        self.plan, self.tiles = plan, tiles
+        self.launches: list[Launch] = [*first, *plan.launches[:split]]
+        self.after: list[Launch] = plan.launches[split:] + last
         if images.target is not None:
             self.launches, self.after = self.launches + self.after, []
-        self.arena_size = planner.used
-        self.memory = memory.bytes + 4 * planner.used
+        self.arena_size = plan.used
+        self.memory = memory.bytes + 4 * plan.used
 
     def _head(
         self,
-        planner: Planner,
+        plan: Plan,
         recorded: Recorded,
         settings: Settings,
         images: Images,
@@ -248,17 +248,17 @@ class Program:
         """Plan the head; return how many launches come before the image's gradient is asked for."""
         node = recorded.nodes[-1]
         assert isinstance(node, Head)
-        x = planner.map(node.x)
-        weight = planner.weight(node.weight)
-        bias = None if node.bias is None else planner.master(node.bias)
-        dweight = planner.gradient(node.weight)
-        dbias = None if node.bias is None else planner.gradient(node.bias)
+        x = plan.map(node.x)
+        weight = plan.weight(node.weight)
+        bias = None if node.bias is None else plan.master(node.bias)
+        dweight = plan.gradient(node.weight)
+        dbias = None if node.bias is None else plan.gradient(node.bias)
         tile = tiles.head(x.raw.shape[1] * x.raw.shape[2], x.raw.shape[3])
         sigmoid, decay, scale = node.sigmoid, settings.average, self.loss_scale
         direct = images.target is not None and images.downsample is None
         if not direct:
             self.doutput = memory.keep(tuple(images.output.shape), torch.float32)
-            planner.launches.append(
+            plan.launches.append(
                 head.draw(
                     "head forward",
                     x,
@@ -272,9 +272,9 @@ class Program:
                 )
             )
         if images.downsample is not None:
-            planner.launches += self._downsample(images, memory)
-        split = len(planner.launches)
-        norm, pull, du = planner.take(node.x)
+            plan.launches += self._downsample(images, memory)
+        split = len(plan.launches)
+        norm, pull, du = plan.take(node.x)
         assert norm is not None and pull is not None and du is not None
         if images.target is None or images.downsample is not None:
             launch = head.backward(
@@ -315,7 +315,7 @@ class Program:
                 tile=tile,
                 allocate=memory.keep,
             )
-        planner.launches.append(launch)
+        plan.launches.append(launch)
         return split
 
     def _downsample(self, images: Images, memory: Memory) -> list[Launch]:

@@ -6,6 +6,7 @@ the meta device and only told apart; maps are the nodes themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,14 +44,43 @@ class Conv(Node):
     act: Activation
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Kernel size, inputs and outputs."""
+        return _shape(self.weight)
+
+    @property
     def pooled(self) -> bool:
         """Whether the full result is computed, and then averaged."""
         return self.stride == 2 and self.down == "avg"
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether both its gradients are one stream of pixels."""
+        alone = not isinstance(self.x, Input) and len(self.x.users) == 1
+        return alone and self.stride == 1 and self.shape[0] == 1
+
+    @property
+    def carrier(self) -> "Conv | None":
+        """The convolution in whose launches a thin 1x1 one of the same input takes part."""
+        size, _, outputs = self.shape
+        if size == 1 and self.stride == 1 and outputs <= THIN:
+            for user in self.x.users:
+                if isinstance(user, Conv) and user.stride == 2 and user.pad == self.pad:
+                    return user
+        return None
+
+    @property
+    def rider(self) -> "Conv | None":
+        """The convolution that takes part in this one's launches."""
+        for user in self.x.users:
+            if isinstance(user, Conv) and user.carrier is self:
+                return user
+        return None
+
 
 @dataclass(eq=False)
 class Join(Node):
-    """A join and its convolution; see `OpSet.join_conv`."""
+    """A join and its convolution, to be folded into one; see `OpSet.join_conv`."""
 
     skip: Node | None
     deep: Node
@@ -62,6 +92,23 @@ class Join(Node):
     up: Up
     pad: Pad
     act: Activation
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Kernel size, inputs and outputs."""
+        return _shape(self.weight)
+
+
+@dataclass(eq=False)
+class Concat(Node):
+    """A join by itself: `deep` enlarged twofold, put behind `skip`, and normalised."""
+
+    skip: Node | None
+    deep: Node
+    gamma: Tensor
+    beta: Tensor
+    up: Up
+    act: ClassVar[Activation] = "none"
 
 
 @dataclass(eq=False)
@@ -117,9 +164,13 @@ class Recorder:
         pad: Pad = "reflection",
         act: Activation = "LeakyReLU",
     ) -> Node:
-        """Record a join."""
-        node = Join(skip, deep, join_gamma, join_beta, weight, gamma, beta, up, pad, act)
-        return self._keep(node, deep, *([] if skip is None else [skip]))
+        """Record a join with its convolution; or one after the other, where they do not fold."""
+        maps = [deep] if skip is None else [skip, deep]
+        if weight.shape[-1] == 3 and pad == "reflection":
+            node = Join(skip, deep, join_gamma, join_beta, weight, gamma, beta, up, pad, act)
+            return self._keep(node, *maps)
+        x = self._keep(Concat(skip, deep, join_gamma, join_beta, up), *maps)
+        return self.conv_norm_act(x, weight, bias, gamma, beta, pad=pad, act=act)
 
     def head(
         self,
@@ -143,13 +194,15 @@ class Recorder:
 
 def unsupported(nodes: Sequence[Node]) -> list[str]:
     """Return what of a recorded network has no kernel; empty if all has."""
-    reasons = set()
-    for node in nodes:
-        if isinstance(node, Conv) and node.stride == 2 and node.down not in ("stride", "avg"):
-            reasons.add(f"downsampling by {node.down}")
-        if isinstance(node, Join):
-            if node.weight.shape[-1] != 3:
-                reasons.add(f"an upward kernel of size {node.weight.shape[-1]}")
-            if node.pad == "zero":
-                reasons.add("zero padding behind a join")
-    return sorted(reasons)
+    return sorted(
+        {
+            f"downsampling by {node.down}"
+            for node in nodes
+            if isinstance(node, Conv) and node.stride == 2 and node.down not in ("stride", "avg")
+        }
+    )
+
+
+def _shape(weight: Tensor) -> tuple[int, int, int]:
+    outputs, inputs, size = weight.shape[1:4]
+    return size, inputs, outputs

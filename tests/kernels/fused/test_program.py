@@ -38,6 +38,19 @@ OTHERS = (
     ),
     SkipConfig(inputs=3, down=(5, 6), kernel_down=1, kernel_skip=(1, 3), upsample="nearest"),
 )
+# Joins that do not fold: for their padding, for their kernels, with a wide skip and without one.
+UNFOLDED = (
+    SkipConfig(inputs=3, down=(5, 6), pad="zero", upsample=("nearest", "bilinear")),
+    SkipConfig(
+        inputs=3,
+        down=(5, 6),
+        skip=(0, 9),
+        kernel_up=(1, 5),
+        upsample=("bilinear", "nearest"),
+        act="ELU",
+        conv1x1_up=False,
+    ),
+)
 # Of presets with one network the last stands for all.
 TOPOLOGIES = {
     preset.config.network: (name, preset.config)
@@ -87,16 +100,16 @@ def step_of(config: FitConfig, of: Problem, dtype: torch.dtype) -> TritonStep:
 
 def gradients(step: TritonStep) -> list[Tensor | None]:
     """What the launches found, in the published order and shape; None: not computed."""
-    planner = step.program.planner
+    plan = step.program.plan
     found: list[Tensor | None] = []
     for index, shape in enumerate(step.program.layout.shapes):
         if step.program.layout.offsets[index] is None:
             found.append(None)
             continue
-        if index in planner.parts:
-            total = planner.parts[index].sum(1)
+        if index in plan.parts:
+            total = plan.parts[index].sum(1)
         else:
-            total = planner.layout.view(planner.gradients, index)
+            total = plan.layout.view(plan.gradients, index)
         total = total / step.program.loss_scale
         found.append(total.permute(0, 4, 3, 1, 2) if len(shape) == 4 else total)
     return found
@@ -160,11 +173,15 @@ def test_other_topologies(network: SkipConfig) -> None:
     judge_step(FitConfig(network=network, stop=("fixed",)), problem(2, (16, 16)), torch.float32)
 
 
+@pytest.mark.parametrize("network", UNFOLDED, ids=["zero", "kernels"])
+def test_joins_by_themselves(network: SkipConfig) -> None:
+    """What is not folded, in float32."""
+    assert not unsupported(network)
+    judge_step(FitConfig(network=network, stop=("fixed",)), problem(1, (16, 16)), torch.float32)
+
+
 def test_what_has_no_kernel_is_named() -> None:
-    assert unsupported(SkipConfig(downsample="max", kernel_up=5)) == [
-        "an upward kernel of size 5",
-        "downsampling by max",
-    ]
+    assert unsupported(SkipConfig(downsample="max", kernel_up=5)) == ["downsampling by max"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,0 +1,38 @@
+"""From a recorded network to the launches of one step, in order, with all their memory.
+
+Forward a level of the network is five launches, with bilinear enlargement six; backward it is
+eight. A skip connection too wide for that is convolved by launches of its own, and pooling is one
+more each way.
+"""
+
+from collections.abc import Sequence
+
+from flashdip.kernels.fused import plan_concat, plan_conv, plan_join
+from flashdip.kernels.fused.plan import Plan
+from flashdip.kernels.fused.record import Concat, Conv, Input, Join, Node
+
+
+def forward(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Plan all nodes before the head."""
+    for node in nodes:
+        match node:
+            case Input():
+                plan.input = plan.memory.keep((plan.fits, *plan.size, node.channels), plan.dtype)
+            case Conv():
+                plan_conv.forward(plan, node)
+            case Join():
+                plan_join.forward(plan, node)
+            case Concat():
+                plan_concat.forward(plan, node)
+
+
+def backward(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Plan the way back from the head's input, whose gradient is there."""
+    for node in reversed(nodes):
+        match node:
+            case Conv():
+                plan_conv.backward(plan, node)
+            case Join():
+                plan_join.backward(plan, node)
+            case Concat():
+                plan_concat.backward(plan, node)
