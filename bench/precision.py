@@ -25,7 +25,6 @@ from flashdip.bench.emulated import Count, emulate
 from flashdip.bench.perturbation import PICTURES, SIGMA, best, picture
 from flashdip.engine.backends.base import DTYPES
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.plans import unsupported
 from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
 from flashdip.kernels import native
@@ -81,8 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = replace(
         preset("denoise", chosen.preset), iterations=chosen.iterations, stop=("fixed",)
     )
-    if missing := unsupported(config.network):
-        parser.error(f"preset {chosen.preset}: the kernels have no {', '.join(missing)}")
     precisions = chosen.precisions.split(",")
     differences: dict[str, list[float]] = {each: [] for each in precisions}
     counts: dict[str, dict[tuple[str, str], Count]] = {each: {} for each in precisions}

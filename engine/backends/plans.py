@@ -143,16 +143,6 @@ def launches(
     return planned(fit, (height, width), dtype, ARCHITECTURES[arch], fits).launches
 
 
-def unsupported(config: SkipConfig) -> list[str]:
-    """Return what of a network has no kernel; empty if all has."""
-    from flashdip.kernels.fused.record import Recorder, unsupported
-
-    network, recorder = Skip(config), Recorder()
-    parameters = [torch.empty((1, *p.shape), device="meta") for p in network.parameters]
-    network.forward(recorder, parameters, recorder.input(config.inputs))
-    return unsupported(recorder.nodes)
-
-
 def architecture(device: torch.device) -> "Architecture":
     """Return the architecture whose tiles suit a device best: its own, or the nearest older one."""
     from flashdip.kernels.fused.tiles import ARCHITECTURES

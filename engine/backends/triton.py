@@ -11,7 +11,7 @@ from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.eager import initial_input
 from flashdip.engine.backends.graphs import SIZES, Repeated, needed
 from flashdip.engine.backends.observe import Observer
-from flashdip.engine.backends.plans import architecture, interpreted, program, unsupported
+from flashdip.engine.backends.plans import architecture, interpreted, program
 from flashdip.engine.backends.slots import TensorSlot
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
@@ -47,7 +47,6 @@ class TritonBackend:
                 reasons.append(f"it needs compute capability {needed}, this GPU has {own}")
         elif not (device.type == "cpu" and interpreted()):
             reasons.append("it runs on NVIDIA GPUs only")
-        reasons += [f"it has no kernel for {what}" for what in unsupported(config.network)]
         return reasons
 
     def precision(self, device: torch.device) -> str:

@@ -28,12 +28,14 @@ class Made:
         norm: Its normalisation.
         pull: [F, 3, C] float32; see `Gradient`.
         du: Its gradient before the activation, once the backward pass got there.
+        largest: What pooling by the largest needs for its gradient.
     """
 
     map: Map
     norm: Norm
     pull: Tensor
     du: Tensor | None = None
+    largest: Tensor | None = None
 
     @property
     def gradient(self) -> Gradient:

@@ -1,5 +1,6 @@
 """Planning of convolutions, forward and backward."""
 
+import torch
 import triton
 from torch import Tensor
 
@@ -28,14 +29,18 @@ def forward(plan: Plan, node: Conv) -> None:
     if node.pooled:
         made = plan.made[node]
         assert made.map.affine is not None
+        if node.down == "max":
+            made.largest = plan.memory.keep(tuple(made.map.raw.shape), torch.uint8)
         plan.launches.append(
             pool.forward(
                 f"{plan.name(node)} pooling",
                 own.y,
                 made.map.raw,
+                node.down,
+                made.largest,
                 made.norm,
                 made.map.affine,
-                plan.tiles.elementwise(own.y.shape[3]),
+                plan.tiles.elementwise(own.y.shape[3], 2048),
                 plan.memory.keep,
             )
         )
@@ -108,13 +113,13 @@ def _settle(plan: Plan, node: Conv, shape: tuple[int, ...]) -> Tensor:
     """Plan dy of a convolution out of its pending gradient, which is released."""
     dy = plan.memory.borrow(shape, plan.dtype)
     name, gradient = f"{plan.name(node)} gradient", plan.made[node].gradient
-    tile = plan.tiles.elementwise(shape[3])
+    keep, elementwise = plan.memory.keep, plan.tiles.elementwise
     if node.pooled:
-        launch = pool.backward(name, gradient, dy, tile)
+        largest, tile = plan.made[node].largest, elementwise(shape[3], 2048)
+        launch = pool.backward(name, gradient, dy, node.down, largest, tile, keep)
     else:
-        launch = smooth_backward.backward(
-            name, gradient, dy, tile, plan.memory.keep, bilinear=False
-        )
+        tile = elementwise(shape[3])
+        launch = smooth_backward.backward(name, gradient, dy, tile, keep, bilinear=False)
     plan.launches.append(launch)
     plan.release(node)
     return dy

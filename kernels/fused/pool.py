@@ -1,7 +1,12 @@
-"""Halving by the average of 2x2 pixels, between a convolution and its normalisation.
+"""Halving by pooling, between a convolution and its normalisation.
 
-The convolution is computed at full resolution first. What it leaves behind is its average; the full
-result is not needed again, for all four pixels of a square have the same gradient.
+The convolution is computed at full resolution first. What it leaves behind is what the pooling made
+of it: averages of 2x2 pixels or Lanczos-weighted ones, separable filters as in
+`flashdip.kernels.resample`, or the largest of 2x2 pixels. The full result is not needed again:
+filters are linear, and which of four pixels is the largest one is kept.
+
+The way back is a gather: a pixel's gradient is the weighted sum of those of a short run of rows and
+columns of the halved map, as in `flashdip.kernels.fused.resample`.
 """
 
 import torch
@@ -9,26 +14,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdip.kernels import resample
 from flashdip.kernels.fused.device import narrow
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_forward, load_gradient, scratch_shapes
+from flashdip.kernels.fused.resample import before, copied, runs
+from flashdip.kernels.opset import Down
 
 
 def forward(
-    name: str, x: Tensor, y: Tensor, norm: Norm, affine: Tensor, tile: Tile, allocate: Allocate
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    down: Down,
+    largest: Tensor | None,
+    norm: Norm,
+    affine: Tensor,
+    tile: Tile,
+    allocate: Allocate,
 ) -> Launch:
-    """Average squares of pixels, and take the statistics.
+    """Pool, and take the statistics.
 
     Args:
         x: [F, 2 H, 2 W, C] in the storage type.
         y: [F, H, W, C] in the storage type, written.
+        down: How; not by "stride".
+        largest: Which of its four pixels the largest is, 0 .. 3 line by line, the first of equal
+            ones, [F, H, W, C] uint8, written; with "max" only.
         norm: The normalisation of y.
         affine: [F, 4, C] float32, written; see `flashdip.kernels.fused.norm`.
         tile: `pixels` of y and `outputs` channels a program.
+        allocate: Where scratch comes from.
     """
     fits, height, width, channels = y.shape
     tiles = triton.cdiv(height * width, tile.pixels)
     parts, counters = scratch_shapes(fits, tiles, channels, tile.outputs)
+    taps = torch.tensor(resample.taps(_filter(down), 2))
     return Launch(
         name,
         _forward,
@@ -36,6 +57,8 @@ def forward(
         {
             "x_ptr": x,
             "y_ptr": y,
+            "largest_ptr": largest,
+            "taps_ptr": copied(taps, allocate),
             "gamma_ptr": norm.gamma,
             "beta_ptr": norm.beta,
             "affine_ptr": affine,
@@ -45,23 +68,42 @@ def forward(
             "height": height,
             "width": width,
         },
-        {"C": channels, "PIXELS": tile.pixels, "BLOCK": tile.outputs},
+        {
+            "TAPS": len(taps),
+            "BEFORE": before(_filter(down), 2),
+            "C": channels,
+            "PIXELS": tile.pixels,
+            "BLOCK": tile.outputs,
+        },
         warps=tile.warps,
         stages=tile.stages,
-        bytes=size(x, y, affine, norm.gamma, norm.beta),
+        bytes=size(x, y, largest, affine, norm.gamma, norm.beta),
     )
 
 
-def backward(name: str, dy: Gradient, out: Tensor, tile: Tile) -> Launch:
-    """Compute the gradient of what was averaged.
+def backward(
+    name: str,
+    dy: Gradient,
+    out: Tensor,
+    down: Down,
+    largest: Tensor | None,
+    tile: Tile,
+    allocate: Allocate,
+) -> Launch:
+    """Compute the gradient of what was pooled.
 
     Args:
-        dy: The gradient of the averages, [F, H, W, C].
+        dy: The gradient of the pooled map, [F, H, W, C].
         out: [F, 2 H, 2 W, C] in the storage type, written.
-        tile: `pixels` of dy and `outputs` channels a program.
+        down: How; see `forward`, as for what follows.
+        largest: Read.
+        tile: `pixels` of out and `outputs` channels a program.
+        allocate: Where scratch comes from.
     """
-    fits, height, width, channels = dy.y.shape
+    fits, height, width, channels = out.shape
     tiles = triton.cdiv(height * width, tile.pixels)
+    first_y, weight_y = runs(_filter(down), 2, height)
+    first_x, weight_x = runs(_filter(down), 2, width)
     return Launch(
         name,
         _backward,
@@ -71,45 +113,72 @@ def backward(name: str, dy: Gradient, out: Tensor, tile: Tile) -> Launch:
             "y_ptr": dy.y,
             "pull_ptr": dy.pull,
             "out_ptr": out,
+            "largest_ptr": largest,
+            "first_y_ptr": copied(first_y, allocate),
+            "weight_y_ptr": copied(weight_y, allocate),
+            "first_x_ptr": copied(first_x, allocate),
+            "weight_x_ptr": copied(weight_x, allocate),
             "height": height,
             "width": width,
         },
-        {"C": channels, "PIXELS": tile.pixels, "BLOCK": tile.outputs},
+        {
+            "RUN_Y": weight_y.shape[1],
+            "RUN_X": weight_x.shape[1],
+            "C": channels,
+            "PIXELS": tile.pixels,
+            "BLOCK": tile.outputs,
+        },
         warps=tile.warps,
         stages=tile.stages,
-        bytes=size(*dy, out),
+        bytes=size(*dy, out, largest),
     )
+
+
+def _filter(down: Down) -> resample.Kernel:
+    """Return which pixels are pooled, and how they are weighted but for the largest."""
+    return down if down in ("lanczos2", "lanczos3") else "box"
 
 
 @triton.jit
 def _place(height, width, C: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return this program's tile, its pixels, which exist, its channels, and the squares' corners.
-
-    A corner is where the first of a pixel's four lies in the large map, in pixels.
-    """
+    """Return this program's tile, its pixels, their rows and columns, which exist, its channels."""
     blocks = tl.cdiv(C, BLOCK)
     tile = tl.program_id(0) // blocks
     pixel = tile * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    corner = pixel // width * (4 * width) + pixel % width * 2
-    return tile, pixel, pixel < height * width, c, corner
+    return tile, pixel, pixel // width, pixel % width, pixel < height * width, c
 
 
 @triton.jit(do_not_specialize=["parameters", "height", "width"])
 def _forward(
-    x_ptr, y_ptr, gamma_ptr, beta_ptr, affine_ptr, parameters, parts_ptr, counters_ptr, height,
-    width, C: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, y_ptr, largest_ptr, taps_ptr, gamma_ptr, beta_ptr, affine_ptr, parameters, parts_ptr,
+    counters_ptr, height, width, TAPS: tl.constexpr, BEFORE: tl.constexpr, C: tl.constexpr,
+    PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     fit = tl.program_id(1)
-    tile, pixel, exists, c, corner = _place(height, width, C, PIXELS, BLOCK)
+    tile, pixel, row, column, exists, c = _place(height, width, C, PIXELS, BLOCK)
     mask = exists[:, None] & (c < C)[None, :]
+    own = pixel[:, None] * C + c[None, :]
     base = fit.to(tl.int64) * height * width * C
     total = tl.zeros([PIXELS, BLOCK], tl.float32)
-    for other in tl.static_range(4):
-        at = (corner + other // 2 * (2 * width) + other % 2)[:, None] * C + c[None, :]
-        total += tl.load(x_ptr + 4 * base + at, mask, other=0.0).to(tl.float32)
-    y = narrow(total * 0.25, y_ptr.dtype.element_ty)
-    tl.store(y_ptr + base + pixel[:, None] * C + c[None, :], y, mask)
+    largest = tl.zeros([PIXELS, BLOCK], tl.int32)
+    for t in range(TAPS):
+        y = tl.minimum(tl.maximum(2 * row + t - BEFORE, 0), 2 * height - 1)
+        for s in tl.static_range(TAPS):
+            x = tl.minimum(tl.maximum(2 * column + s - BEFORE, 0), 2 * width - 1)
+            at = (y * (2 * width) + x)[:, None] * C + c[None, :]
+            value = tl.load(x_ptr + 4 * base + at, mask, other=0.0).to(tl.float32)
+            if largest_ptr is not None:
+                place = 2 * t + s
+                larger = (value > total) | (place == 0)
+                largest = tl.where(larger, place, largest)
+                total = tl.where(larger, value, total)
+            else:
+                total += tl.load(taps_ptr + t) * tl.load(taps_ptr + s) * value
+    if largest_ptr is not None:
+        tl.store(largest_ptr + base + own, largest.to(tl.uint8), mask)
+    y = narrow(total, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + base + own, y, mask)
     finish_forward(
         y.to(tl.float32), exists, c, tile, tl.cdiv(height * width, PIXELS), fit,
         tl.num_programs(1), parts_ptr, counters_ptr, gamma_ptr, beta_ptr, affine_ptr, parameters, C,
@@ -118,16 +187,31 @@ def _forward(
 
 @triton.jit(do_not_specialize=["height", "width"])
 def _backward(
-    du_ptr, y_ptr, pull_ptr, out_ptr, height, width, C: tl.constexpr, PIXELS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    du_ptr, y_ptr, pull_ptr, out_ptr, largest_ptr, first_y_ptr, weight_y_ptr, first_x_ptr,
+    weight_x_ptr, height, width, RUN_Y: tl.constexpr, RUN_X: tl.constexpr, C: tl.constexpr,
+    PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     fit = tl.program_id(1)
-    _, pixel, exists, c, corner = _place(height, width, C, PIXELS, BLOCK)
+    _, pixel, y, x, exists, c = _place(height, width, C, PIXELS, BLOCK)
     mask = exists[:, None] & (c < C)[None, :]
-    base = fit.to(tl.int64) * height * width * C
+    high, wide = height // 2, width // 2
+    base = fit.to(tl.int64) * high * wide * C
     pull_ptr += fit * 3 * C
-    dy = load_gradient(du_ptr + base, y_ptr + base, pull_ptr, pixel, exists, c, C)
-    share = narrow(dy.to(tl.float32) * 0.25, out_ptr.dtype.element_ty)
-    for other in tl.static_range(4):
-        at = (corner + other // 2 * (2 * width) + other % 2)[:, None] * C + c[None, :]
-        tl.store(out_ptr + 4 * base + at, share, mask)
+    first_y = tl.load(first_y_ptr + y, exists, other=0)
+    first_x = tl.load(first_x_ptr + x, exists, other=0)
+    total = tl.zeros([PIXELS, BLOCK], tl.float32)
+    for t in range(RUN_Y):
+        row = tl.minimum(first_y + t, high - 1)
+        of_row = tl.load(weight_y_ptr + y * RUN_Y + t, exists, other=0.0)
+        for s in tl.static_range(RUN_X):
+            seen = row * wide + tl.minimum(first_x + s, wide - 1)
+            dy = load_gradient(du_ptr + base, y_ptr + base, pull_ptr, seen, exists, c, C)
+            if largest_ptr is not None:
+                at = seen[:, None] * C + c[None, :]
+                largest = tl.load(largest_ptr + base + at, mask, other=0).to(tl.int32)
+                total += tl.where(largest == (y % 2 * 2 + x % 2)[:, None], dy.to(tl.float32), 0.0)
+            else:
+                weight = of_row * tl.load(weight_x_ptr + x * RUN_X + s, exists, other=0.0)
+                total += weight[:, None] * dy.to(tl.float32)
+    at = pixel[:, None] * C + c[None, :]
+    tl.store(out_ptr + 4 * base + at, narrow(total, out_ptr.dtype.element_ty), mask)

@@ -4,7 +4,6 @@ See `flashdip.kernels.opset` for what the operations mean. Parameters are handed
 the meta device and only told apart; maps are the nodes themselves.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -50,8 +49,8 @@ class Conv(Node):
 
     @property
     def pooled(self) -> bool:
-        """Whether the full result is computed, and then averaged."""
-        return self.stride == 2 and self.down == "avg"
+        """Whether the full result is computed, and then halved."""
+        return self.stride == 2 and self.down != "stride"
 
     @property
     def pointwise(self) -> bool:
@@ -190,17 +189,6 @@ class Recorder:
         for each in read:
             each.users.append(node)
         return node
-
-
-def unsupported(nodes: Sequence[Node]) -> list[str]:
-    """Return what of a recorded network has no kernel; empty if all has."""
-    return sorted(
-        {
-            f"downsampling by {node.down}"
-            for node in nodes
-            if isinstance(node, Conv) and node.stride == 2 and node.down not in ("stride", "avg")
-        }
-    )
 
 
 def _shape(weight: Tensor) -> tuple[int, int, int]:

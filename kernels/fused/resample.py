@@ -85,14 +85,14 @@ def residual(
             "target_ptr": target,
             "residual_ptr": residual,
             "loss_ptr": loss,
-            "taps_ptr": _copy(taps, allocate),
+            "taps_ptr": copied(taps, allocate),
             "rows_ptr": allocate(rows, torch.float32),
             "counters_ptr": allocate(counters, torch.int32),
             "h": image.shape[2],
             "w": image.shape[3],
             "count": count,
             "factor": factor,
-            "before": _before(kernel, factor),
+            "before": before(kernel, factor),
         },
         {"TAPS": len(taps), "PIXELS": _PIXELS},
         flops=4 * target.numel() * factor * len(taps),  # it is separable: in two passes
@@ -142,8 +142,8 @@ def adjoint(
         factor: As there.
     """
     fits, _, height, width = dimage.shape
-    first_y, weight_y = _runs(kernel, factor, height)
-    first_x, weight_x = _runs(kernel, factor, width)
+    first_y, weight_y = runs(kernel, factor, height)
+    first_x, weight_x = runs(kernel, factor, width)
     count = dimage[0].numel()
     return Launch(
         name,
@@ -152,10 +152,10 @@ def adjoint(
         {
             "residual_ptr": residual,
             "dimage_ptr": dimage,
-            "first_y_ptr": _copy(first_y, allocate),
-            "weight_y_ptr": _copy(weight_y, allocate),
-            "first_x_ptr": _copy(first_x, allocate),
-            "weight_x_ptr": _copy(weight_x, allocate),
+            "first_y_ptr": copied(first_y, allocate),
+            "weight_y_ptr": copied(weight_y, allocate),
+            "first_x_ptr": copied(first_x, allocate),
+            "weight_x_ptr": copied(weight_x, allocate),
             "h": height,
             "w": width,
             "count": count,
@@ -168,13 +168,13 @@ def adjoint(
     )
 
 
-def _before(kernel: Kernel, factor: int) -> int:
+def before(kernel: Kernel, factor: int) -> int:
     """Return how many rows in front of the first block of pixels the first tap lies."""
     count = len(resample.taps(kernel, factor))
     return (count - (1 if kernel.startswith("gauss") else factor)) // 2
 
 
-def _runs(kernel: Kernel, factor: int, side: int) -> tuple[Tensor, Tensor]:
+def runs(kernel: Kernel, factor: int, side: int) -> tuple[Tensor, Tensor]:
     """Return which rows of the result see each row of the image, and through what.
 
     Returns:
@@ -183,7 +183,7 @@ def _runs(kernel: Kernel, factor: int, side: int) -> tuple[Tensor, Tensor]:
     """
     taps = torch.tensor(resample.taps(kernel, factor), dtype=torch.float64)
     small = torch.arange(side // factor)[:, None].expand(-1, len(taps))
-    seen = small * factor - _before(kernel, factor) + torch.arange(len(taps))
+    seen = small * factor - before(kernel, factor) + torch.arange(len(taps))
     seen = seen.clamp(0, side - 1).flatten()
     small = small.flatten()
     first = torch.full((side,), side).scatter_reduce(0, seen, small, "amin")
@@ -194,5 +194,6 @@ def _runs(kernel: Kernel, factor: int, side: int) -> tuple[Tensor, Tensor]:
     return first.int(), weights.float()
 
 
-def _copy(values: Tensor, allocate: Allocate) -> Tensor:
+def copied(values: Tensor, allocate: Allocate) -> Tensor:
+    """Return the values where launches find them."""
     return allocate(tuple(values.shape), values.dtype).copy_(values)

@@ -176,10 +176,10 @@ class Tiles:
         return Tile(1, tile, block, block, programs, 8 if self.wide else 4, 2)
 
     @_tunable
-    def elementwise(self, channels: int) -> Tile:
-        """Cut a pass that takes each pixel by itself."""
+    def elementwise(self, channels: int, elements: int = 8192) -> Tile:
+        """Cut a pass that takes each pixel by itself, so many numbers a program."""
         block = power(channels, 16)
-        return Tile(1, max(1, 8192 // block), block, block, 1, 4, 1)
+        return Tile(1, max(1, elements // block), block, block, 1, 4, 1)
 
     @_tunable
     def patches(self, rows: int, columns: int, channels: int, *, whole: bool = False) -> Tile:

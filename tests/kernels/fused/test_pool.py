@@ -1,25 +1,29 @@
-"""Average pooling around a norm, in Triton's interpreter, against float64 autograd."""
+"""Pooling ahead of a norm, in Triton's interpreter, against float64 autograd."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from flashdip.kernels import reference
 from flashdip.kernels.fused import pool
 from flashdip.kernels.fused.launch import Gradient, Norm, Tile
-from flashdip.kernels.opset import EPS
-from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+from flashdip.kernels.opset import EPS, Down
+from tests.kernels.fused.judge import poisoned, round_through, zeroed
+from tests.kernels.fused.test_join import check
 
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
 TILE = Tile(rows=1, columns=16, outputs=16, warps=4)
 
 
 class Case:
-    """A map [F, 2 H, 2 W, C], the norm of its averages, and their gradient."""
+    """A map [F, 2 H, 2 W, C], the norm of what it is pooled to, and the gradient of that."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, down: Down = "avg"
+    ) -> None:
         generator = torch.Generator().manual_seed(sum(shape))
         fits, height, width, channels = shape
-        self.shape, self.dtype = shape, dtype
+        self.shape, self.dtype, self.down = shape, dtype, down
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
@@ -43,8 +47,11 @@ class Case:
             scratch.append(zeroed(shape, dtype))
             return scratch[-1]
 
-        pool.forward("", self.x, y, self.norm, affine, TILE, allocate)()
-        pool.backward("", self.dy, out, TILE)()
+        largest = None
+        if self.down == "max":
+            largest = torch.full(self.shape, 255, dtype=torch.uint8)
+        pool.forward("", self.x, y, self.down, largest, self.norm, affine, TILE, allocate)()
+        pool.backward("", self.dy, out, self.down, largest, TILE, zeroed)()
         assert not any(t.any() for t in scratch if t.dtype == torch.int32)
         scale, shift, mean, inverse = affine.unbind(1)
         return dict(y=y, scale=scale, shift=shift, mean=mean, inverse=inverse, out=out)
@@ -55,9 +62,9 @@ class Case:
         def store(x: Tensor) -> Tensor:
             return x if storage is None else round_through(x, storage)
 
-        fits, height, width, channels = self.shape
         x = self.x.to(dtype).requires_grad_()
-        y = store(store(x).view(fits, height, 2, width, 2, channels).mean((2, 4)))
+        pooled = reference.pool(store(x).permute(0, 3, 1, 2), 2, self.down)
+        y = store(pooled.permute(0, 2, 3, 1))
         a, b, c = (row[:, None, None] for row in self.dy.pull.to(dtype).unbind(1))
         y.backward(store(a * self.dy.du.to(dtype) + b * self.dy.y.to(dtype) + c))
         y = y.detach()
@@ -76,17 +83,32 @@ class Case:
         Case((2, 3, 5, 20), half),
         Case((1, 7, 11, 5), single),
         Case((2, 2, 3, 16), brain),
+        Case((2, 3, 5, 20), half, "max"),
+        Case((1, 7, 1, 5), single, "max"),
+        # Of small maps a tap may see the outermost row from either side.
+        Case((1, 1, 2, 4), half, "lanczos2"),
+        Case((1, 3, 2, 5), single, "lanczos3"),
+        Case((2, 7, 5, 4), half, "lanczos2"),
+        Case((1, 6, 3, 4), brain, "lanczos3"),
     ],
-    ids=lambda case: f"{case.shape}-{case.dtype}",
+    ids=lambda case: f"{case.down}-{case.shape}-{case.dtype}",
 )
-def test_averages_and_their_gradient(case: Case) -> None:
+def test_pooled_and_their_gradient(case: Case) -> None:
     found, exact, rounded = (
         case.run(),
         case.exact(torch.float64, None),
         case.exact(single, case.dtype),
     )
     for name, value in found.items():
-        judge(value, exact[name], rounded[name], case.dtype)
+        check(value, exact[name], rounded[name], case.dtype)
+
+
+def test_equal_pixels() -> None:
+    """Of equal pixels the first is the largest."""
+    case = Case((1, 3, 5, 4), single, "max")
+    case.x.copy_(case.x.sign())
+    found, exact = case.run(), case.exact(single, None)
+    torch.testing.assert_close(found["out"], exact["out"])
 
 
 def test_the_order_of_programs_does_not_matter(request: pytest.FixtureRequest) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.plans import unsupported
 from flashdip.engine.backends.triton import TritonStep
 from flashdip.engine.config import FitConfig
 from flashdip.engine.fit import fit
@@ -24,7 +23,7 @@ from tests.kernels.fused.judge import judge
 from tests.kernels.fused.rounded import Rounded
 
 FLASH = SkipConfig(inputs=3, upsample=("nearest", "bilinear", "bilinear", "bilinear", "bilinear"))
-# Wide skips at either join; pooling beside a thin skip, and beside a wide one that reads 3x3;
+# Wide skips at either join; averages beside a thin skip, and beside a wide one that reads 3x3;
 # kernels of one pixel beside a thin skip that reads 3x3.
 OTHERS = (
     SkipConfig(inputs=3, down=(5, 6), skip=(9, 17), upsample=("bilinear", "nearest"), act="Swish"),
@@ -37,6 +36,7 @@ OTHERS = (
         downsample="avg",
     ),
     SkipConfig(inputs=3, down=(5, 6), kernel_down=1, kernel_skip=(1, 3), upsample="nearest"),
+    SkipConfig(inputs=3, down=(5, 6), skip=0, downsample=("max", "lanczos2"), upsample="nearest"),
 )
 # Joins that do not fold: for their padding, for their kernels, with a wide skip and without one.
 UNFOLDED = (
@@ -162,26 +162,19 @@ def judge_step(config: FitConfig, of: Problem, dtype: torch.dtype) -> None:
 )
 def test_published_topologies(config: FitConfig) -> None:
     """One step of each, two levels deep, in fp16, on a picture that the network's size exceeds."""
-    assert not unsupported(config.network)
     judge_step(shrunk(config), problem(), torch.float16)
 
 
-@pytest.mark.parametrize("network", OTHERS, ids=["wide", "pooled", "narrow"])
+@pytest.mark.parametrize("network", OTHERS, ids=["wide", "averaged", "narrow", "pooled"])
 def test_other_topologies(network: SkipConfig) -> None:
     """What is not published but can be asked for, in float32: two fits."""
-    assert not unsupported(network)
     judge_step(FitConfig(network=network, stop=("fixed",)), problem(2, (16, 16)), torch.float32)
 
 
 @pytest.mark.parametrize("network", UNFOLDED, ids=["zero", "kernels"])
 def test_joins_by_themselves(network: SkipConfig) -> None:
     """What is not folded, in float32."""
-    assert not unsupported(network)
     judge_step(FitConfig(network=network, stop=("fixed",)), problem(1, (16, 16)), torch.float32)
-
-
-def test_what_has_no_kernel_is_named() -> None:
-    assert unsupported(SkipConfig(downsample="max", kernel_up=5)) == ["downsampling by max"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
