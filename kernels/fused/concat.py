@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.device import narrow
-from flashdip.kernels.fused.join import pending, pixels, value_of
+from flashdip.kernels.fused.device import activate, narrow
+from flashdip.kernels.fused.join import pending
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_moments, scratch_shapes
 from flashdip.kernels.opset import Up
@@ -86,15 +86,33 @@ def forward(
 
 
 @triton.jit
+def pixels(tile, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return row and column of a tile's pixels, and which exist: three times [ROWS * COLUMNS]."""
+    across = tl.cdiv(width, COLUMNS)
+    i = tl.arange(0, ROWS * COLUMNS)
+    y = tile // across * ROWS + i // COLUMNS
+    x = tile % across * COLUMNS + i % COLUMNS
+    return y, x, (y < height) & (x < width)
+
+
+@triton.jit
+def _value(raw_ptr, at, mask, scale, shift, ACT: tl.constexpr):
+    """Return the value of a `Map` as it is stored, in float32."""
+    raw = tl.load(raw_ptr + at, mask, other=0.0).to(tl.float32)
+    value = activate(raw * scale[None, :] + shift[None, :], ACT)
+    return narrow(value, raw_ptr.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
 def _along(
     raw_ptr, row, x, width, c, mask, scale, shift, C: tl.constexpr, ACT: tl.constexpr
 ):  # fmt: skip
     """Return the two pixels that a `Map`'s pixel x becomes along a row, enlarged bilinearly."""
     left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, width - 1)
     at = (row * width)[:, None] * C + c[None, :]
-    before = value_of(raw_ptr, at + left[:, None] * C, mask, scale, shift, ACT).to(tl.float32)
-    own = value_of(raw_ptr, at + x[:, None] * C, mask, scale, shift, ACT).to(tl.float32)
-    after = value_of(raw_ptr, at + right[:, None] * C, mask, scale, shift, ACT).to(tl.float32)
+    before = _value(raw_ptr, at + left[:, None] * C, mask, scale, shift, ACT)
+    own = _value(raw_ptr, at + x[:, None] * C, mask, scale, shift, ACT)
+    after = _value(raw_ptr, at + right[:, None] * C, mask, scale, shift, ACT)
     return 0.25 * before + 0.75 * own, 0.75 * own + 0.25 * after
 
 
@@ -130,7 +148,7 @@ def _forward(
         )  # fmt: skip
     else:
         at = (y * width + x)[:, None] * DEEP + (c - SKIP)[None, :]
-        value = value_of(deep_ptr, at, live, scale, shift, DEEP_ACT).to(tl.float32)
+        value = _value(deep_ptr, at, live, scale, shift, DEEP_ACT)
         four = (value, value, value, value)
 
     if skip_ptr is not None:
@@ -145,7 +163,7 @@ def _forward(
         if skip_ptr is not None:
             at = pixel * SKIP + c[None, :]
             if block * BLOCK < SKIP:
-                value += value_of(skip_ptr, at, live, scale, shift, SKIP_ACT).to(tl.float32)
+                value += _value(skip_ptr, at, live, scale, shift, SKIP_ACT)
         value = narrow(value, y_ptr.dtype.element_ty)
         tl.store(y_ptr + pixel * C + c[None, :], value, mask)
         stored += (value.to(tl.float32),)  # type: ignore[assignment]

@@ -7,28 +7,44 @@ are gathered, and a, b, c applied to them. The gradient then passes the map's ac
 summed for the normalisation before it.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdip.kernels.fused.concat import pixels
 from flashdip.kernels.fused.device import narrow, slope
-from flashdip.kernels.fused.join import Cut, cut, pending, pixels
+from flashdip.kernels.fused.join import pending
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
-from flashdip.kernels.fused.norm import finish_backward
+from flashdip.kernels.fused.norm import finish_sums, scratch_shapes
 from flashdip.kernels.opset import Up
+
+
+class Target(NamedTuple):
+    """One of the maps that were put together, and where its gradient goes.
+
+    Attributes:
+        map: The map, [F, H, W, C].
+        norm: The normalisation that its affine stands for. None, like `pull`, where there is none,
+            or others have yet to add to the gradient.
+        pull: [F, 3, C] float32, written; see `Gradient`.
+        du: [F, H, W, C] in the storage type, written: the gradient before the activation, or
+            without `norm` that of the map's value. None: not wanted.
+    """
+
+    map: Map
+    norm: Norm | None
+    pull: Tensor | None
+    du: Tensor | None
 
 
 def backward(
     name: str,
     dy: Gradient,
-    deep: Map,
-    deep_norm: Norm | None,
-    deep_pull: Tensor | None,
-    deep_du: Tensor | None,
-    skip: Map | None,
-    skip_norm: Norm | None,
-    skip_pull: Tensor | None,
-    skip_du: Tensor | None,
+    deep: Target,
+    skip: Target | None,
     up: Up,
     tile: Tile,
     allocate: Allocate,
@@ -39,69 +55,83 @@ def backward(
         name: Of the launch.
         dy: The gradient of the joined map, [F, 2h, 2w, Cs + Cd].
         deep: The map that was enlarged, [F, h, w, Cd].
-        deep_norm: The normalisation that `deep.affine` stands for. None, like `deep_pull`, where
-            there is none, or others have yet to add to the gradient.
-        deep_pull: [F, 3, Cd] float32, written; see `Gradient`.
-        deep_du: [F, h, w, Cd] in the storage type, written: the gradient before the activation, or
-            without `deep_norm` that of the map's value. None: not wanted.
         skip: The map ahead of it, [F, 2h, 2w, Cs], if any.
-        skip_norm: As for the deep map, like all that follows.
-        skip_pull: Written.
-        skip_du: Written.
         up: How the deep map was enlarged.
         tile: Pixels (`rows` x `columns`) and channels (`outputs`) of a program.
         allocate: Where scratch comes from.
     """
-    fits, height, width, channels = deep.raw.shape
-    of_deep = cut(None if deep_du is None else deep, tile, allocate)
-    of_skip = cut(None if skip_du is None else skip, tile, allocate)
+    height, width, channels = deep.map.raw.shape[1:]
+    deep_block, skip_block = (_block(target, tile) for target in (deep, skip))
+    skip_pixels = tile.pixels * tile.outputs // skip_block
+    deep_tiles = skip_tiles = deep_programs = skip_programs = 0
+    if deep.du is not None:
+        deep_tiles = triton.cdiv(height, tile.rows) * triton.cdiv(width, tile.columns)
+        deep_programs = deep_tiles * triton.cdiv(channels, deep_block)
+    if skip is not None and skip.du is not None:
+        skip_tiles = triton.cdiv(4 * height * width, skip_pixels)
+        skip_programs = skip_tiles * triton.cdiv(skip.du.shape[3], skip_block)
     return Launch(
         name,
         _backward,
-        (of_deep.programs + of_skip.programs, fits, 1),
+        (deep_programs + skip_programs, deep.map.raw.shape[0], 1),
         {
             "du_ptr": dy.du,
             "y_ptr": dy.y,
             "dy_pull_ptr": dy.pull,
-            "deep_programs": of_deep.programs,
+            "deep_programs": deep_programs,
             "height": height,
             "width": width,
-            **_arguments("deep", deep, deep_norm, deep_pull, deep_du, of_deep),
-            **_arguments("skip", skip, skip_norm, skip_pull, skip_du, of_skip),
+            **_arguments("deep", deep, deep_tiles, deep_block, allocate),
+            **_arguments("skip", skip, skip_tiles, skip_block, allocate),
         },
         {
             "DEEP": channels,
             "SKIP": dy.y.shape[3] - channels,
             "BILINEAR": up == "bilinear",
-            "DEEP_ACT": deep.act,
-            "SKIP_ACT": "none" if skip is None else skip.act,
+            "DEEP_ACT": deep.map.act,
+            "SKIP_ACT": "none" if skip is None else skip.map.act,
             "ROWS": tile.rows,
-            "DEEP_COLUMNS": of_deep.columns,
-            "SKIP_COLUMNS": of_skip.columns,
-            "DEEP_BLOCK": of_deep.block,
-            "SKIP_BLOCK": of_skip.block,
+            "COLUMNS": tile.columns,
+            "DEEP_BLOCK": deep_block,
+            "SKIP_BLOCK": skip_block,
+            "SKIP_PIXELS": skip_pixels,
         },
         tile.warps,
         tile.stages,
-        bytes=size(*dy, deep.raw, deep_du, skip and skip.raw, skip_du),
+        bytes=size(*dy, *(t for of in (deep, skip) if of for t in (of.map.raw, of.pull, of.du))),
     )
 
 
+def _block(target: Target | None, tile: Tile) -> int:
+    """Return how many channels a program takes: fewer are made up for by pixels."""
+    if target is None:
+        return tile.outputs
+    return min(int(triton.next_power_of_2(target.map.raw.shape[3])), tile.outputs)
+
+
 def _arguments(
-    prefix: str, x: Map | None, norm: Norm | None, pull: Tensor | None, du: Tensor | None, of: Cut
+    prefix: str, target: Target | None, tiles: int, block: int, allocate: Allocate
 ) -> dict[str, Tensor | int | None]:
     """Return what the kernel is given for one of the joined maps."""
-    arguments = {
-        "raw_ptr": None if x is None else x.raw,
-        "affine_ptr": None if x is None else x.affine,
-        "out_ptr": du,
-        "pull_ptr": pull,
-        "dgamma_ptr": None if norm is None else norm.dgamma,
-        "dbeta_ptr": None if norm is None else norm.dbeta,
-        "parameters": 0 if norm is None else norm.dgamma.stride(0),
-        "parts_ptr": of.parts,
-        "counters_ptr": of.counters,
-    }
+    names = (
+        "raw_ptr", "affine_ptr", "out_ptr", "pull_ptr", "dgamma_ptr", "dbeta_ptr", "parameters",
+        "parts_ptr", "counters_ptr",
+    )  # fmt: skip
+    arguments: dict[str, Tensor | int | None] = dict.fromkeys(names)
+    if target is not None:
+        x, norm, pull, du = target
+        arguments |= {"raw_ptr": x.raw, "affine_ptr": x.affine, "out_ptr": du}
+        if norm is not None:
+            fits, *_, channels = x.raw.shape
+            parts, counters = scratch_shapes(fits, tiles, channels, block)
+            arguments |= {
+                "pull_ptr": pull,
+                "dgamma_ptr": norm.dgamma,
+                "dbeta_ptr": norm.dbeta,
+                "parameters": norm.dgamma.stride(0),
+                "parts_ptr": allocate((parts,), torch.float32),
+                "counters_ptr": allocate((counters,), torch.int32),
+            }
     return {f"{prefix}_{name}": argument for name, argument in arguments.items()}
 
 
@@ -156,18 +186,23 @@ def _leave(
 ):  # fmt: skip
     """Take the gradient of a map's value through its activation, if the norm before it is there."""
     at = fit.to(tl.int64) * count * C + pixel[:, None] * C + c[None, :]
-    mask = valid[:, None] & (c < C)[None, :]
+    live = c < C
+    mask = valid[:, None] & live[None, :]
     raw = tl.zeros([pixel.shape[0], c.shape[0]], tl.float32)
     if pull_ptr is not None:
         raw = tl.load(raw_ptr + at, mask, other=0.0).to(tl.float32)
         scale, shift = pending(affine_ptr, fit, c, C)
         g *= slope(raw * scale[None, :] + shift[None, :], ACT)
-    du = narrow(g, out_ptr.dtype.element_ty)
+    du = narrow(tl.where(mask, g, 0.0), out_ptr.dtype.element_ty)
     tl.store(out_ptr + at, du, mask)
     if pull_ptr is not None:
-        finish_backward(
-            du.to(tl.float32), raw, valid, c, tile, tiles, fit, tl.num_programs(1), count,
-            parts_ptr, counters_ptr, affine_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, C,
+        mean = tl.load(affine_ptr + (fit * 4 + 2) * C + c, live, other=0.0)
+        inverse = tl.load(affine_ptr + (fit * 4 + 3) * C + c, live, other=0.0)
+        du = du.to(tl.float32)
+        finish_sums(
+            tl.sum(du, 0), tl.sum(du * (raw - mean[None, :]), 0) * inverse, c, tile, tiles, fit,
+            tl.num_programs(1), count, parts_ptr, counters_ptr, affine_ptr, pull_ptr, dgamma_ptr,
+            dbeta_ptr, parameters, C,
         )  # fmt: skip
 
 
@@ -194,23 +229,22 @@ def _to_deep(
 
 @triton.jit
 def _to_skip(
-    program, du_ptr, y_ptr, dy_pull_ptr, fit, height, width, raw_ptr, affine_ptr, out_ptr, pull_ptr,
+    program, du_ptr, y_ptr, dy_pull_ptr, fit, count, raw_ptr, affine_ptr, out_ptr, pull_ptr,
     dgamma_ptr, dbeta_ptr, parameters, parts_ptr, counters_ptr, C: tl.constexpr, DEEP: tl.constexpr,
-    ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    ACT: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Leave the gradient of a tile of the skip connection's map, [height, width, C]."""
+    """Leave the gradient of a range of the skip connection's map, [count, C]."""
     blocks = tl.cdiv(C, BLOCK)
     tile, c = program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
-    y, x, valid = pixels(tile, height, width, ROWS, COLUMNS)
-    pixel, live = y * width + x, c < C
+    pixel, live = tile * PIXELS + tl.arange(0, PIXELS), c < C
+    valid = pixel < count
     at, mask = pixel[:, None] * (C + DEEP) + c[None, :], valid[:, None] & live[None, :]
     du = tl.load(du_ptr + at, mask, other=0.0).to(tl.float32)
     joined = tl.load(y_ptr + at, mask, other=0.0).to(tl.float32)
     g = _behind(du, joined, 1.0, dy_pull_ptr, c, live, C + DEEP)
-    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
     _leave(
         g, raw_ptr, affine_ptr, out_ptr, pull_ptr, dgamma_ptr, dbeta_ptr, parameters, parts_ptr,
-        counters_ptr, fit, tile, tiles, pixel, height * width, c, valid, C, ACT,
+        counters_ptr, fit, tile, tl.cdiv(count, PIXELS), pixel, count, c, valid, C, ACT,
     )  # fmt: skip
 
 
@@ -224,8 +258,8 @@ def _backward(
     skip_raw_ptr, skip_affine_ptr, skip_out_ptr, skip_pull_ptr, skip_dgamma_ptr, skip_dbeta_ptr,
     skip_parameters, skip_parts_ptr, skip_counters_ptr,
     DEEP: tl.constexpr, SKIP: tl.constexpr, BILINEAR: tl.constexpr, DEEP_ACT: tl.constexpr,
-    SKIP_ACT: tl.constexpr, ROWS: tl.constexpr, DEEP_COLUMNS: tl.constexpr,
-    SKIP_COLUMNS: tl.constexpr, DEEP_BLOCK: tl.constexpr, SKIP_BLOCK: tl.constexpr,
+    SKIP_ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEEP_BLOCK: tl.constexpr, SKIP_BLOCK: tl.constexpr, SKIP_PIXELS: tl.constexpr,
 ):  # fmt: skip
     ALL: tl.constexpr = SKIP + DEEP
     program, fit = tl.program_id(0), tl.program_id(1)
@@ -239,13 +273,13 @@ def _backward(
                 program, du_ptr, y_ptr, dy_pull_ptr, fit, height, width, deep_raw_ptr,
                 deep_affine_ptr, deep_out_ptr, deep_pull_ptr, deep_dgamma_ptr, deep_dbeta_ptr,
                 deep_parameters, deep_parts_ptr, deep_counters_ptr, DEEP, SKIP, BILINEAR, DEEP_ACT,
-                ROWS, DEEP_COLUMNS, DEEP_BLOCK,
+                ROWS, COLUMNS, DEEP_BLOCK,
             )  # fmt: skip
     else:
         if skip_out_ptr is not None:
             _to_skip(
-                program - deep_programs, du_ptr, y_ptr, dy_pull_ptr, fit, 2 * height, 2 * width,
+                program - deep_programs, du_ptr, y_ptr, dy_pull_ptr, fit, 4 * height * width,
                 skip_raw_ptr, skip_affine_ptr, skip_out_ptr, skip_pull_ptr, skip_dgamma_ptr,
                 skip_dbeta_ptr, skip_parameters, skip_parts_ptr, skip_counters_ptr, SKIP, DEEP,
-                SKIP_ACT, ROWS, SKIP_COLUMNS, SKIP_BLOCK,
+                SKIP_ACT, SKIP_PIXELS, SKIP_BLOCK,
             )  # fmt: skip

@@ -1,8 +1,9 @@
 """Planning of joins that are not folded: what follows them is an ordinary convolution."""
 
 from flashdip.kernels.fused import concat, concat_backward
+from flashdip.kernels.fused.concat_backward import Target
 from flashdip.kernels.fused.plan import Plan
-from flashdip.kernels.fused.record import Concat
+from flashdip.kernels.fused.record import Concat, Node
 
 
 def forward(plan: Plan, node: Concat) -> None:
@@ -22,7 +23,7 @@ def forward(plan: Plan, node: Concat) -> None:
             made.map.raw,
             made.norm,
             made.map.affine,
-            plan.tiles.join(height, width, made.map.raw.shape[3]),
+            plan.tiles.concat(height, width, made.map.raw.shape[3]),
             plan.memory.keep,
         )
     )
@@ -30,28 +31,24 @@ def forward(plan: Plan, node: Concat) -> None:
 
 def backward(plan: Plan, node: Concat) -> None:
     """Plan the gradients of the maps that were put together."""
-    deep, deep_add = plan.map(node.deep), None
-    skip = None if node.skip is None else plan.map(node.skip)
-    skip_norm = skip_pull = skip_du = skip_add = None
+    deep, skip = _target(plan, node, node.deep), None
     if node.skip is not None:
-        skip_norm, skip_pull, skip_du, skip_add = plan.receive(node, node.skip)
-    deep_norm, deep_pull, deep_du, deep_add = plan.receive(node, node.deep)
-    assert deep_add is None and skip_add is None  # a join is the last to read its maps
+        skip = _target(plan, node, node.skip)
     plan.launches.append(
         concat_backward.backward(
             f"{plan.name(node)} backward",
             plan.made[node].gradient,
             deep,
-            deep_norm,
-            deep_pull,
-            deep_du,
             skip,
-            skip_norm,
-            skip_pull,
-            skip_du,
             node.up,
-            plan.tiles.join(*deep.raw.shape[1:]),
+            plan.tiles.concat(*deep.map.raw.shape[1:]),
             plan.memory.keep,
         )
     )
     plan.release(node)
+
+
+def _target(plan: Plan, node: Concat, x: Node) -> Target:
+    norm, pull, du, add = plan.receive(node, x)
+    assert add is None  # a join is the last to read its maps
+    return Target(plan.map(x), norm, pull, du)

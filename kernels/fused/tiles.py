@@ -217,6 +217,12 @@ class Tiles:
         high, across = _cut(pixels, rows, columns)
         return Tile(high, across, block, 16, 1, 4, 1)
 
+    @_tunable
+    def concat(self, rows: int, columns: int, channels: int) -> Tile:
+        """Cut a join that is not folded: pixels of the map that is enlarged."""
+        high, across = _cut(64, rows, columns)
+        return Tile(high, across, min(power(channels, 16), 32), 16, 1, 4, 1)
+
     def _stages(self, first: int, second: int, depth: int) -> tuple[int, int]:
         """Return a depth, and 2 to 4 stages, that let two programs share a multiprocessor."""
         room = (self.architecture.shared + 1024) // 2 - 1024

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdip.kernels.fused import concat, concat_backward
+from flashdip.kernels.fused.concat_backward import Target
 from flashdip.kernels.fused.launch import Gradient, Launch, Norm, Tile
 from flashdip.kernels.opset import EPS
 from tests.kernels.fused.judge import judge, poisoned, round_through
@@ -78,33 +79,24 @@ class Setting:
 
     def backward(self) -> dict[str, Tensor]:
         """Run the kernel; return all that is written, gradients behind the norms."""
-        case, out = self.case, dict[str, Tensor]()
-        given: dict[str, Any] = dict.fromkeys(["skip_norm", "skip_pull", "skip_du"])
+        case, out, targets = self.case, dict[str, Tensor](), dict[str, Target]()
         for name, of in self.halves.items():
-            out[f"{name} du"] = poisoned(tuple(of.y.shape), case.dtype)
-            out[f"{name} pull"] = poisoned((case.fits, 3, of.y.shape[3]), single)
+            du = poisoned(tuple(of.y.shape), case.dtype)
+            pull = poisoned((case.fits, 3, of.y.shape[3]), single)
             of.norm.dgamma.fill_(torch.nan)
             of.norm.dbeta.fill_(torch.nan)
-            out[f"{name} dgamma"], out[f"{name} dbeta"] = of.norm.dgamma, of.norm.dbeta
-            given |= {f"{name}_{key}": out[f"{name} {key}"] for key in ("pull", "du")}
-            given[f"{name}_norm"] = of.norm
-        self.run(self.launch(given))
-        for name, of in self.halves.items():
-            a, b, c = out.pop(f"{name} pull").double()[:, :, None, None].unbind(1)
-            out[f"{name} dy"] = a * out.pop(f"{name} du") + b * of.y + c
+            targets[name] = Target(of.map, of.norm, pull, du)
+        self.run(self.launch(**targets))
+        for name, target in targets.items():
+            assert target.norm is not None and target.pull is not None and target.du is not None
+            a, b, c = target.pull.double()[:, :, None, None].unbind(1)
+            out[f"{name} dy"] = a * target.du + b * self.halves[name].y + c
+            out[f"{name} dgamma"], out[f"{name} dbeta"] = target.norm.dgamma, target.norm.dbeta
         return out
 
-    def launch(self, given: dict[str, Any]) -> Launch:
-        return concat_backward.backward(
-            "",
-            Gradient(self.du, self.y, self.pull),
-            self.deep.map,
-            skip=self.skip.map if self.skip else None,
-            up=self.case.up,
-            tile=TILE,
-            allocate=self.allocate,
-            **given,
-        )
+    def launch(self, deep: Target, skip: Target | None = None) -> Launch:
+        dy = Gradient(self.du, self.y, self.pull)
+        return concat_backward.backward("", dy, deep, skip, self.case.up, TILE, self.allocate)
 
     def dy(self, dtype: torch.dtype) -> Tensor:
         """Return the gradient of the joined map, [F, C, H, W]."""
@@ -155,9 +147,10 @@ def test_backward(case: Case) -> None:
 def test_others_have_yet_to_add() -> None:
     """Without a norm the gradient is that of the value; without a place for it, there is none."""
     setting = Setting(Case(1, 2, 3, 5, 4, 0, dtype=single))
+    assert setting.skip is not None
     out = poisoned(tuple(setting.deep.y.shape), single)
-    none = dict.fromkeys(["deep_norm", "deep_pull", "skip_norm", "skip_pull", "skip_du"])
-    setting.run(setting.launch({"deep_du": out, **none}))
+    unwanted = Target(setting.skip.map, None, None, None)
+    setting.run(setting.launch(Target(setting.deep.map, None, None, out), unwanted))
     value = setting.deep.value(torch.float64).requires_grad_()
     F.interpolate(value, scale_factor=2, mode="bilinear").backward(
         setting.dy(torch.float64)[:, setting.case.skip :]

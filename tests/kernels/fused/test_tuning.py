@@ -147,6 +147,15 @@ def test_shipped_tables_name_tiles_that_plans_ask_for() -> None:
     for architecture in ARCHITECTURES.values():
         for key, tile in architecture.table.items():
             rule, *shape, kind, fits = key.split()
-            assert rule in ("product", "weights", "stream", "elementwise", "patches", "join"), key
+            assert rule in (
+                "product",
+                "weights",
+                "stream",
+                "elementwise",
+                "patches",
+                "join",
+                "head",
+                "concat",
+            ), key
             assert all(part.isdigit() for part in shape) and kind.startswith(("float", "bfloat"))
             assert fits.startswith("F") and all(field >= 1 for field in tile)
