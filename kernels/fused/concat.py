@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, narrow
-from flashdip.kernels.fused.join import pending
 from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_moments, scratch_shapes
+from flashdip.kernels.fused.patches import pending
 from flashdip.kernels.opset import Up
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from flashdip.kernels.fused.concat import pixels
 from flashdip.kernels.fused.device import narrow, slope
-from flashdip.kernels.fused.join import pending
 from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_sums, scratch_shapes
+from flashdip.kernels.fused.patches import pending
 from flashdip.kernels.opset import Up
 
 
