@@ -14,6 +14,8 @@ from flashdip.engine.errors import InputError
 from flashdip.engine.files import atomic
 from flashdip.engine.problems import Problem
 
+Saved = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]  # groups of tensors, plain values
+
 
 @dataclass
 class Checkpoint:
@@ -45,7 +47,7 @@ class Checkpoint:
             # Not safetensors' own writer, which hides why a write failed.
             temporary.write_bytes(save(flat, {"flashdip": text}))
 
-    def read(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    def read(self) -> Saved | None:
         """Return what was written last; None if there is no file yet.
 
         Raises:

@@ -22,7 +22,7 @@ from flashdip.engine.events import Callback, Finished, Started
 from flashdip.engine.metrics import psnr
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result, plain_picture
-from flashdip.engine.run import Run
+from flashdip.engine.run import Run, iterate
 from flashdip.kernels.memory import kept_pages
 
 
@@ -66,25 +66,31 @@ def fit(
     check(problem, truth)
     place = Place.choose(problem, config, backend, device, notes)
     config = place.config
-    step = place.prepare(problem, None if truth is None else truth[None])
-    file = None
+    file, saved = None, None
     if checkpoint is not None:
         name, precision = place.backend.name, place.precision
         identity = fingerprint(problem, config, name, str(place.device), precision)
         file = Checkpoint(Path(checkpoint), identity)
-    slot = step.slots[0]
-    run = Run(slot, config, problem.sigma, file, tell)
-    tell(place.started(slot.iteration))
+        saved = file.read()
+    if saved is not None:
+        place = dataclasses.replace(place, precision=saved[1]["precision"])
+    given = None if truth is None else truth[None]
+    step = place.prepare(problem, given)
+    place = dataclasses.replace(place, notes=(*place.notes, *step.notes))
+    run = Run(step.slots[0], config, problem.sigma, place.precision, tell, file, saved)
+    tell(place.started(run.iterations))
     setup = time.perf_counter() - begun
 
     run.start()
     with place.memory():
-        while run.reason is None:
-            step.advance(min(step.stride, run.ahead()))
-            if run.due():
-                run.read(slot.read())
-            if run.reason is None and interrupted():
-                run.reason = "interrupted"
+        iterate(step, {0: run}, interrupted)
+        if run.overflowed and (wider := place.wider()):
+            state = run.slot.state()
+            del step  # two of them may not fit
+            place = wider
+            step = place.prepare(problem, given)
+            run.widen(step.slots[0], state, place.precision)
+            iterate(step, {0: run}, interrupted)
     return outcome(run, problem, truth, place, setup)
 
 
@@ -131,6 +137,11 @@ class Place:
         limit = config.iterations
         return Started(iteration, limit, name, device, self.precision, self.size, inner, self.notes)
 
+    def wider(self) -> "Place | None":
+        """Return the same place with float32 numbers, if these are of 16 bits."""
+        narrow = self.precision in ("fp16", "bf16")
+        return dataclasses.replace(self, precision="fp32") if narrow else None
+
     def memory(self) -> contextlib.AbstractContextManager[None]:
         """Return the context to iterate in."""
         return kept_pages() if self.device.type == "cpu" else contextlib.nullcontext()
@@ -150,7 +161,7 @@ def outcome(run: Run, problem: Problem, truth: Tensor | None, place: Place, setu
         DivergedError: There is no image.
     """
     assert run.reason is not None
-    iterations, seconds = run.slot.iteration, run.elapsed()
+    iterations, seconds = run.iterations, run.elapsed()
     run.save()
     best = run.finish()
     run.tell(Finished(iterations, best.iteration, run.reason, seconds))

@@ -20,13 +20,14 @@ from flashdip.engine.fit import Place, check, outcome
 from flashdip.engine.operators import Downsample, Each, Identity, Linear, Mask
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
-from flashdip.engine.run import Run
+from flashdip.engine.run import Run, iterate
 from flashdip.engine.stopping import Stopping
 
 if TYPE_CHECKING:
     from flashdip.kernels.fused.tiles import Architecture
 
 MOST = 16  # fits side by side, unless asked for: more fill a GPU no better
+State = dict[str, dict[str, Tensor]]  # see `Slot.state`
 SHARE = 0.9  # of a GPU's free memory, for all that torch needs beside
 
 
@@ -68,6 +69,9 @@ def fit_many(
     would by itself, but for rounding. When one ends, the next problem takes its slot: no kernel is
     compiled and no graph captured for it. Slots for which no problem is left run on idly until the
     last fit has ended.
+
+    A fit whose numbers do not fit into 16 bits is done in float32, by itself, when all others are
+    done.
 
     Seconds are those of the clock, for budgets too: a fit shares them with its neighbours, and with
     whoever looks at a result before asking for the next one.
@@ -235,7 +239,10 @@ def _results(
     begun = time.perf_counter()
     waiting = iter(tasks)
     lost: list[int] = []
+    overflowed: list[tuple[_Seated, State]] = []
     step = place.prepare(_side_by_side(tasks[:count]), None)
+    place = dataclasses.replace(place, notes=(*place.notes, *step.notes))
+    wider = place.wider()
 
     def seat(slot: Slot, task: _Task, begun: float) -> _Seated:
         slot.replace(task.problem, task.config.seed, task.truth)
@@ -243,49 +250,54 @@ def _results(
         def own(event: Event) -> None:
             tell(task.index, event)
 
-        run = Run(slot, task.config, task.problem.sigma, None, own)
+        run = Run(slot, task.config, task.problem.sigma, place.precision, own)
         own(place.started(0))
         setup = time.perf_counter() - begun
         run.start()
         return _Seated(task, run, setup)
 
+    def result(fit: _Seated, place: Place) -> Iterator[tuple[int, Result]]:
+        """Yield the result of a run that is over, if it has one."""
+        task = fit.task
+        try:
+            found = outcome(fit.run, task.problem, task.truth, place, fit.setup)
+        except DivergedError:
+            lost.append(task.index)
+        else:
+            yield task.index, found
+
     pairs = zip(step.slots, islice(waiting, count), strict=True)
     seated = {index: seat(slot, task, begun) for index, (slot, task) in enumerate(pairs)}
-
-    def advance() -> bool:
-        """Iterate until some run is over; return whether the fits were interrupted."""
-        while True:
-            step.advance(min(step.stride, *(fit.run.ahead() for fit in seated.values())))
-            due = [index for index, fit in seated.items() if fit.run.due()]
-            statistics = step.read() if due else []
-            for index in due:
-                seated[index].run.read(statistics[index])
-            stop = interrupted()
-            for fit in seated.values():
-                if stop and fit.run.reason is None:
-                    fit.run.reason = "interrupted"
-            if any(fit.run.reason is not None for fit in seated.values()):
-                return stop
-
+    stopped = False
     while seated:
         with place.memory():
-            stopped = advance()
+            stopped = iterate(step, {i: fit.run for i, fit in seated.items()}, interrupted)
         for index, fit in list(seated.items()):
             if fit.run.reason is None:
                 continue
-            begun, task = time.perf_counter(), fit.task
-            try:
-                result = outcome(fit.run, task.problem, task.truth, place, fit.setup)
-            except DivergedError:
-                result = None
-                lost.append(task.index)
+            begun = time.perf_counter()
+            put_off = wider is not None and fit.run.overflowed
+            if put_off:
+                overflowed.append((fit, fit.run.slot.state()))
+            ended = [] if put_off else list(result(fit, place))
             following = None if stopped else next(waiting, None)
             if following is None:
                 del seated[index]
             else:
                 seated[index] = seat(step.slots[index], following, begun)
-            if result is not None:
-                yield task.index, result
+            yield from ended
+    del step
+    for fit, state in overflowed:
+        assert wider is not None
+        task = fit.task
+        alone = dataclasses.replace(wider, config=task.config)
+        step = alone.prepare(task.problem, None if task.truth is None else task.truth[None])
+        fit.run.widen(step.slots[0], state, alone.precision)
+        if stopped:
+            fit.run.reason = "interrupted"
+        with place.memory():
+            stopped = iterate(step, {0: fit.run}, interrupted) or stopped
+        yield from result(fit, alone)
     if lost:
         raise DivergedError(
             f"fits of the problems {', '.join(map(str, lost))}: expected a finite loss that falls, "

@@ -1,18 +1,18 @@
 """One run of a fit: what changes while it goes on, beside the state on the device."""
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flashdip.engine.backends.base import Slot, Statistics
-from flashdip.engine.checkpoint import Checkpoint
+from flashdip.engine.backends.base import Slot, Statistics, Step
+from flashdip.engine.checkpoint import Checkpoint, Saved
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import DivergedError, OutputError
 from flashdip.engine.events import Callback, Noted, Progress, Retried
-from flashdip.engine.guard import Guard
+from flashdip.engine.guard import Guard, finite
 from flashdip.engine.metrics import decibels
 from flashdip.engine.stopping import Reading, Stopping
 
@@ -29,17 +29,21 @@ class Best:
 
 
 class Run:
-    """Judges the statistics: asks guard and rules, keeps the best, the history and the checkpoint.
+    """Judges the statistics: asks guard and rules, keeps the history and the checkpoint.
 
     Args:
         slot: The fit, freshly prepared.
         config: How it is done.
         sigma: Standard deviation of the noise, or None.
-        file: Where to save to and go on from, or None.
+        precision: What activations are stored in.
         tell: Receives the events.
+        file: Where to save to, or None.
+        saved: What to go on from, or None.
 
     Attributes:
         reason: Why the fit is over; None while it is not.
+        overflowed: Whether it is over because numbers were not finite, again and again.
+        best_iteration: The best so far, where a rule searches; None: none yet.
         history: Iteration, loss, variance and PSNR, one entry a reading.
         notes: Lines that a person should see.
     """
@@ -49,22 +53,26 @@ class Run:
         slot: Slot,
         config: FitConfig,
         sigma: float | None,
-        file: Checkpoint | None,
+        precision: str,
         tell: Callback,
+        file: Checkpoint | None = None,
+        saved: Saved | None = None,
     ) -> None:
         self.slot, self.config, self.file, self.tell = slot, config, file, tell
+        self.precision = precision
         self.stopping = Stopping(config, sigma)
         self.guard = Guard(slot, config.retries)
-        self.best: Best | None = None
+        self.best_iteration: int | None = None
         self.reason: str | None = None
+        self.overflowed = False
         self.notes: list[str] = []
         self.history: dict[str, list[float | None]] = {
             name: [] for name in ("iteration", "loss", "variance", "psnr")
         }
         self._seconds = 0.0  # of the fit, before it was resumed
         self._done = 0  # iterations up to the last reading, repeated ones included
-        if file is not None:
-            self._resume(file)
+        if saved is not None:
+            self._resume(*saved)
         self.start()
 
     def start(self) -> None:
@@ -77,9 +85,15 @@ class Run:
         return time.perf_counter() - self._clock
 
     @property
+    def iterations(self) -> int:
+        """Iterations that lead to where the fit is; the device may have gone further."""
+        running = self.reason in (None, "interrupted")
+        return self.slot.iteration if running else self.guard.good_iteration
+
+    @property
     def done(self) -> int:
         """Iterations done, repeated ones included."""
-        return self._done + max(0, self.slot.iteration - self.guard.good_iteration)
+        return self._done + max(0, self.iterations - self.guard.good_iteration)
 
     def ahead(self) -> int:
         """Return how many iterations lie before the next reading."""
@@ -91,22 +105,28 @@ class Run:
         iteration = self.slot.iteration
         return iteration % self.config.read_every == 0 or iteration == self.config.iterations
 
+    def stale(self) -> bool:
+        """Return whether it is time for a checkpoint."""
+        return self.file is not None and time.perf_counter() - self._last_save > CHECKPOINT_SECONDS
+
     def read(self, statistics: Statistics) -> None:
-        """Judge, record and tell the statistics that were read after this iteration."""
-        at = self.slot.iteration
+        """Judge, record and tell the statistics of an iteration."""
+        at = statistics.iteration
         advanced = at - self.guard.good_iteration
         self._done += advanced
         if not self.guard.accept(statistics):
             if self.guard.exhausted:
-                self.reason = "diverged"
+                self.reason, self.overflowed = "diverged", not finite(statistics)
             else:
                 self.tell(Retried(at, self.guard.total, _jump(statistics)))
             return
         seconds = self.elapsed()
-        reading = Reading(at, *statistics[:-1], seconds)
-        selected, self.reason = self.stopping(reading)
+        reading = Reading(*statistics[:-1], seconds)
+        selected, stop = self.stopping(reading)
+        self.reason = stop or self.reason
         if selected and self.stopping.searches:
-            self.best = self._keep()
+            self.slot.select()
+            self.best_iteration = at
         variance = self.stopping.watched(reading)
         error = statistics.squared_error
         quality = None if error != error else decibels(error)  # NaN without a truth
@@ -116,8 +136,6 @@ class Run:
         rate, self._last_read = advanced / max(now - self._last_read, 1e-9), now
         limit = self.config.iterations
         self.tell(Progress(at, limit, statistics.loss, quality, variance, seconds, rate))
-        if now - self._last_save > CHECKPOINT_SECONDS:
-            self.save()
 
     def finish(self) -> Best:
         """Return the selected image; without a selection, the last one that is sound.
@@ -125,62 +143,109 @@ class Run:
         Raises:
             DivergedError: There is none.
         """
-        if self.best is not None:
-            return self.best
-        if self.reason == "interrupted" and not self.guard.sound(self.slot.read()):
-            self.guard.go_back()
-        if self.slot.iteration == 0:
+        good, last = self.guard.good_iteration, self.slot.iteration
+        if self.best_iteration is not None:
+            return Best(self.best_iteration, *self.slot.result("best", self.best_iteration))
+        if self.reason == "interrupted" and last > good and self.guard.sound(self.slot.read()):
+            return Best(last, *self.slot.result("last", last))
+        if good == 0:
             raise DivergedError(
                 "fit: expected a finite loss that falls, got another one before the first image, "
                 f"{self.guard.total} retries included; lower the learning rate "
                 "(--set learning_rate=0.001)"
             )
-        return self._keep()
+        return Best(good, *self.slot.result("good", good))
 
     def save(self) -> None:
         """Write the checkpoint, if one was asked for; a failure is noted and the fit goes on."""
         if self.file is None:
             return
         self._last_save = time.perf_counter()
-        tensors = {
-            "step": self.slot.good_state(),
-            "statistics": self.slot.statistics_state(),
-            "guard": self.guard.good,
-        }
-        if self.best is not None:
-            tensors |= {"best": {"image": self.best.image}, "fitted": self.best.weights}
+        state = self.slot.state()
+        if self.reason not in (None, "interrupted"):
+            del state["step"]  # the device may have gone further than what counts
         notes: dict[str, Any] = {
-            "iteration": self.slot.iteration,
+            "iteration": self.iterations,
             "guard": self.guard.state(),
             "rules": self.stopping.state(),
-            "best": None if self.best is None else self.best.iteration,
+            "best": self.best_iteration,
+            "precision": self.precision,
             "history": self.history,
             "seconds": self.elapsed(),
             "done": self._done,
+            "notes": self.notes,
             "reason": None if self.reason == "interrupted" else self.reason,
         }
         try:
-            self.file.write(tensors, notes)
+            self.file.write(state, notes)
         except OutputError as error:
-            self.notes.append(f"no checkpoint was written: {error}")
-            self.tell(Noted(self.notes[-1]))
+            self._note(f"no checkpoint was written: {error}")
 
-    def _resume(self, file: Checkpoint) -> None:
-        saved = file.read()
-        if saved is None:
-            return
-        tensors, notes = saved
-        self.slot.load(tensors["step"] | tensors["statistics"], notes["iteration"])
-        self.guard.load(notes["guard"], tensors["guard"])
+    def widen(self, slot: Slot, state: dict[str, dict[str, Tensor]], precision: str) -> None:
+        """Go on from the last good state with numbers that reach further.
+
+        Args:
+            slot: Another one, freshly prepared for the same problem.
+            state: Of the one so far.
+            precision: What activations are stored in there.
+        """
+        guard, before = self.guard, self.precision
+        self.slot = guard.slot = slot
+        guard.in_a_row, self.reason, self.overflowed, self.precision = 0, None, False, precision
+        numbers = guard.state() | {"rate_scale": 1.0}
+        del state["step"]
+        slot.resume(state, guard.good_iteration, numbers, self.stopping.state())
+        self._note(
+            f"iteration {guard.failed_at}: numbers were not finite in {before} after "
+            f"{self.config.retries} retries; {precision} from iteration {guard.good_iteration} on"
+        )
+
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        self.tell(Noted(line))
+
+    def _resume(self, state: dict[str, dict[str, Tensor]], notes: dict[str, Any]) -> None:
+        self.guard.load(notes["guard"])
         self.stopping.load(notes["rules"])
-        if notes["best"] is not None:
-            self.best = Best(notes["best"], tensors["best"]["image"], tensors["fitted"])
+        self.slot.resume(state, notes["iteration"], notes["guard"], notes["rules"])
+        self.best_iteration, self.notes = notes["best"], notes["notes"]
         self.history, self._seconds = notes["history"], notes["seconds"]
         self._done, self.reason = notes["done"], notes["reason"]
 
-    def _keep(self) -> Best:
-        with torch.no_grad():
-            return Best(self.slot.iteration, self.slot.image().clone(), self.slot.fitted())
+
+def iterate(step: Step, runs: Mapping[int, Run], interrupted: Callable[[], bool]) -> bool:
+    """Iterate until some run is over.
+
+    Args:
+        step: Advances all of them.
+        runs: By index of their slots.
+        interrupted: Asked now and then; when it returns True all of them are over.
+
+    Returns:
+        Whether they were interrupted.
+    """
+
+    def judge(readings: Iterable[tuple[int, Statistics]]) -> None:
+        for index, statistics in readings:
+            if index in runs:
+                runs[index].read(statistics)
+
+    stop = False
+    while not stop and all(run.reason is None for run in runs.values()):
+        step.advance(min(step.stride, *(run.ahead() for run in runs.values())))
+        due = [index for index, run in runs.items() if run.due()]
+        if due:
+            judge(step.measure(due))
+        stop = interrupted()
+        saving = due and any(run.stale() for run in runs.values())
+        if stop or saving or any(run.reason is not None for run in runs.values()):
+            judge(step.drain())
+        for run in runs.values():
+            if stop and run.reason is None:
+                run.reason = "interrupted"
+            if saving and run.stale():
+                run.save()
+    return stop
 
 
 def _jump(statistics: Statistics) -> str:

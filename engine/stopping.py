@@ -5,7 +5,7 @@ as they go; without them each iteration is selected, so that the last one is ret
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ class Stopping:
         self.config = config
         if "discrepancy" in config.stop and sigma is None:
             raise ConfigError("stop: the rule discrepancy needs the noise level, give sigma")
-        self.searches = {
+        self.searches: dict[str, LeastVariance] = {
             name: LeastVariance(statistic, config.window, config.patience)
             for name, statistic in (
                 ("es-wmv", "windowed_variance"),
@@ -116,11 +116,11 @@ class Stopping:
             return None if math.isnan(value) else value
         return None
 
-    def state(self) -> Sequence[tuple[float, int]]:
-        """Return what the rules remember, for a checkpoint."""
-        return [(search.best, search.best_iteration) for search in self.searches.values()]
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Return what the rules remember, for a checkpoint: the least value, and where it was."""
+        return {name: (rule.best, rule.best_iteration) for name, rule in self.searches.items()}
 
-    def load(self, state: Sequence[tuple[float, int]]) -> None:
+    def load(self, state: Mapping[str, tuple[float, int]]) -> None:
         """Go on from what `state` returned."""
-        for search, (best, iteration) in zip(self.searches.values(), state, strict=True):
-            search.best, search.best_iteration = best, iteration
+        for name, (best, iteration) in state.items():
+            self.searches[name].best, self.searches[name].best_iteration = best, iteration

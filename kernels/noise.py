@@ -43,8 +43,13 @@ def key(seed: int, fit: int = 0, retry: int = 0) -> int:
         fit: Tells fits with one seed apart; 0 where each has its own.
         retry: How often the fit went back.
     """
+    return _mix(prefix(seed, fit), retry)
+
+
+def prefix(seed: int, fit: int = 0) -> int:
+    """Return the key before the number of retries is absorbed."""
     state = 0
-    for value in (seed, seed // _PRIME, fit, retry):
+    for value in (seed, seed // _PRIME, fit):
         state = _mix(state, value)
     return state
 

@@ -1,12 +1,12 @@
 """What a backend is: where a fit runs and with which kernels.
 
 A backend says why it cannot run (`unavailable`) and builds a `Step` (`prepare`). The step advances
-every fit by some iterations without waiting for the device; only `read` waits. Each fit has
+every fit by some iterations without waiting for the device. Each fit has
 a `Slot` of the step, which another fit may take when it is done.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ DTYPES = {
 }
 
 
+Which = Literal["last", "good", "best"]
+
+
 class Statistics(NamedTuple):
     """What one reading of the device brings; see `flashdip.engine.stopping.Reading`."""
 
+    iteration: int
     loss: float
     residual: float
     noise: float
@@ -36,8 +40,10 @@ class Statistics(NamedTuple):
 class Slot(Protocol):
     """One fit of a step: its state on the device, and how far it got.
 
+    A state is what a divergent fit goes back to: parameters, moments, averages.
+
     Attributes:
-        iteration: Iterations done.
+        iteration: Iterations done, or that will have been when the device has caught up.
         rate_scale: Factor on the learning rate, set by the divergence guard.
         retry: Enters the perturbation, so that a repeated iteration draws other noise.
     """
@@ -46,28 +52,66 @@ class Slot(Protocol):
     rate_scale: float
     retry: int
 
+    def keep(self) -> None:
+        """Keep the state of the last reading as the good one."""
+        ...
+
+    def go_back(self, iteration: int) -> None:
+        """Go back to the good state, which is that after so many iterations."""
+        ...
+
+    def select(self) -> None:
+        """Keep what the last reading read as the best so far."""
+        ...
+
+    def result(self, which: Which, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return image and network of an iteration; waits for the device.
+
+        Args:
+            which: The "last" iteration, the "good" one, or the "best" one.
+            iteration: After how many iterations that is.
+
+        Returns:
+            The averaged output, [1, C, H, W] float32 in [0, 1], on the device; on the CPU the
+            parameters by name, in order, and the network's input "z".
+        """
+        ...
+
     def read(self) -> Statistics:
-        """Wait for the device and return the statistics of the last iteration."""
+        """Wait for the device and return the statistics of the last iteration, whichever it is."""
         ...
 
     def image(self) -> Tensor:
-        """Return the averaged output, [1, C, H, W] float32 in [0, 1], on the device."""
-        ...
-
-    def good_state(self) -> dict[str, Tensor]:
-        """Return copies of what a divergent fit goes back to: parameters, moments, averages."""
-        ...
-
-    def statistics_state(self) -> dict[str, Tensor]:
-        """Return copies of what the stopping statistics remember beside that, for a checkpoint."""
+        """Return the averaged output of the last iteration; see `result`."""
         ...
 
     def fitted(self) -> dict[str, Tensor]:
-        """Copy the parameters by name, in order, and the network's input "z" to the CPU."""
+        """Return the network of the last iteration; see `result`."""
         ...
 
-    def load(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Go on from copied state; entries that are missing stay as they are."""
+    def good_state(self) -> dict[str, Tensor]:
+        """Return copies of what makes up the state, by name."""
+        ...
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return copies on the CPU of all that the fit needs to go on, in groups, by name."""
+        ...
+
+    def resume(
+        self,
+        state: Mapping[str, Mapping[str, Tensor]],
+        iteration: int,
+        guard: Mapping[str, float],
+        rules: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Go on where another slot, or this one, was.
+
+        Args:
+            state: What `state` returned there; without its group "step" the good state counts.
+            iteration: Iterations done.
+            guard: `Guard.state` there.
+            rules: `Stopping.state` there.
+        """
         ...
 
     def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
@@ -88,9 +132,11 @@ class Step(Protocol):
     Attributes:
         stride: Iterations to advance by in one go, unless fewer are asked for: 1 where the host
             works on each of them.
+        notes: Lines that a person should see.
     """
 
     stride: int
+    notes: tuple[str, ...]
 
     @property
     def slots(self) -> Sequence[Slot]:
@@ -105,8 +151,22 @@ class Step(Protocol):
         """Advance every fit by one iteration."""
         ...
 
-    def read(self) -> list[Statistics]:
-        """Wait for the device and return the statistics of each fit's last iteration."""
+    def measure(self, due: Sequence[int]) -> Iterable[tuple[int, Statistics]]:
+        """Ask for a reading, and return what there is by now.
+
+        What is returned is that of this reading, or always that of the one before: never does it
+        depend on how fast the device is.
+
+        Args:
+            due: The slots that are to be read.
+
+        Returns:
+            Slots and their statistics; to be taken in while they come.
+        """
+        ...
+
+    def drain(self) -> Iterable[tuple[int, Statistics]]:
+        """Wait for the device, and return what was asked for and not yet returned."""
         ...
 
 

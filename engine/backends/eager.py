@@ -1,13 +1,14 @@
 """Backends that run an op set of plain torch calls, eagerly: `reference` and `native`."""
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.observe import Observer
-from flashdip.engine.backends.slots import TensorSlot
+from flashdip.engine.backends.slots import TensorSlot, kept
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
 from flashdip.engine.problems import Problem
@@ -64,6 +65,7 @@ class EagerStep:
     """One iteration: perturb, draw, compare, differentiate, update, average. See `Step`."""
 
     stride = 1
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class EagerStep:
             "moment1": self.moments[0],
             "moment2": self.moments[1],
         }
+        self.good, self.best = kept(self.trained, self.watch, config)
         self.slots = [EagerSlot(self, fit) for fit in range(problem.fits)]
         for slot in self.slots:
             slot.start(config.seed + slot.index)
@@ -146,6 +149,15 @@ class EagerStep:
         """Wait for the device; return the last statistics of each fit."""
         return self.watch.read([slot.iteration for slot in self.slots])
 
+    def measure(self, due: Sequence[int]) -> list[tuple[int, Statistics]]:
+        """Wait for the device; return the statistics of the slots that are due."""
+        statistics = self.read()
+        return [(index, statistics[index]) for index in due]
+
+    def drain(self) -> list[tuple[int, Statistics]]:
+        """Return nothing: what was asked for has been returned."""
+        return []
+
 
 class EagerSlot(TensorSlot):
     """One fit of an `EagerStep`."""
@@ -157,12 +169,13 @@ class EagerSlot(TensorSlot):
         step.parameters[self.index].copy_(step.network.initialise(self.seed))
         step.z[self.index].copy_(initial_input(step.config, step.size, self.seed))
 
-    def fitted(self) -> dict[str, Tensor]:
-        """Return copies of the parameters by name, in order, and of the input "z"."""
-        names = [parameter.name for parameter in self.step.network.parameters]
-        tensors = dict(zip(names, self.step.leaves, strict=True)) | {"z": self.step.z}
+    def _network(self, parameters: Tensor) -> dict[str, Tensor]:
+        network, z = self.step.network, self.step.z[self.index]
+        names = [parameter.name for parameter in network.parameters]
+        views = (view[0] for view in network.views(parameters))
+        tensors = dict(zip(names, views, strict=True)) | {"z": z}
         return {
-            name: tensor[self.index].detach().to("cpu", torch.float32, copy=True).contiguous()
+            name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
             for name, tensor in tensors.items()
         }
 

@@ -1,4 +1,4 @@
-"""Work on a device that is done over and over, captured in CUDA graphs of several repetitions.
+"""Work on a device done over and over: CUDA graphs of several repetitions, and news from them.
 
 What is captured reads and writes the same memory each time and finds out on the device how far it
 got, so that ten repetitions in one graph are ten graphs of one. There has been no GPU to run this
@@ -7,9 +7,10 @@ on: without one, repetitions are made one by one, and only their composition is 
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 SIZES = (10, 4, 1)  # repetitions in a graph
 
@@ -76,6 +77,49 @@ def _captured(
             with _without_collection(), torch.cuda.graph(graphs[-1], stream=stream):
                 repeated(size)()
     return [graph.replay for graph in graphs]
+
+
+class Mail:
+    """Small tensors on their way from a device to the host, which need not wait for them.
+
+    Copies go to pinned memory, two of them in turns: what was sent before the last one has mostly
+    arrived when it is asked for.
+
+    Args:
+        tensor: What is sent, as it is when the device gets there.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._cuda = tensor.device.type == "cuda"
+        self._boxes = torch.empty(
+            2, *tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=self._cuda
+        )
+        self._events = [torch.cuda.Event() for _ in range(2)] if self._cuda else []
+        self._sent = self._received = 0
+        self._stamps = [0, 0]
+
+    def send(self, stamp: int) -> None:
+        """Send the tensor, with a number, without waiting for the device.
+
+        The letters before the last one must have been received.
+        """
+        assert self._sent - self._received < 2
+        box = self._sent % 2
+        self._boxes[box].copy_(self._tensor, non_blocking=True)
+        if self._cuda:
+            self._events[box].record()
+        self._stamps[box] = stamp
+        self._sent += 1
+
+    def receive(self, left: int) -> Iterator[tuple[int, list[list[float]]]]:
+        """Yield numbers and tensors in the order in which they were sent, all but so many."""
+        while self._sent - self._received > left:
+            box = self._received % 2
+            if self._cuda:
+                self._events[box].synchronize()
+            self._received += 1
+            yield self._stamps[box], self._boxes[box].tolist()
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ class Observer:
         average: Its exponential average, started at 0 and not corrected for that.
         loss: Of the last output, [F].
         window: The last outputs at `sample`, in a ring, [window, F, n].
+        truth: The undamaged images, [F, C, H, W]; NaN where they are unknown.
+        measured: Which entries of the observation were measured, 1 or 0, [F, ...].
         sample: Which values of an output enter the window, [n] int64.
         moving_mean: Exponential moving mean of the outputs; without values unless asked for.
         moving_variance: Exponential moving variance about it, [F].
@@ -49,14 +51,14 @@ class Observer:
 
         self.config, self.operator = config, problem.operator
         self.observation = place(problem.observation).contiguous()
-        self.truths: list[Tensor | None] = [None] * problem.fits
+        image = place(torch.zeros(problem.fits, *problem.shape))
+        self.truth = torch.full_like(image, math.nan)
         if truth is not None:
-            self.truths = list(place(truth).expand(problem.fits, -1, -1, -1).split(1))
+            self.truth.copy_(truth)
         measured = torch.ones(()) if problem.measured is None else problem.measured
-        self.measured = place((measured > 0).expand(self.observation.shape))
+        self.measured = place((measured > 0).expand(self.observation.shape)).contiguous()
         self.sigma, self.clipped = ([of] * problem.fits for of in (problem.sigma, problem.clipped))
 
-        image = place(torch.zeros(problem.fits, *problem.shape))
         self.output, self.average = image, image.clone()
         self.moving_mean = image.clone() if "es-emv" in config.stop else image[:, :0].clone()
         self.loss = place(torch.zeros(problem.fits))
@@ -73,7 +75,7 @@ class Observer:
         measured = torch.ones(()) if problem.measured is None else problem.measured
         self.measured[fit].copy_((measured > 0).expand(problem.observation.shape)[0])
         self.sigma[fit], self.clipped[fit] = problem.sigma, problem.clipped
-        self.truths[fit] = None if truth is None else truth[None].to(self.observation)
+        self.truth[fit] = math.nan if truth is None else truth.to(self.truth)
 
     def update(self, output: Tensor, loss: Tensor, iterations: Sequence[int]) -> None:
         """Take in the outputs and losses of an iteration, for each fit counted from 1."""
@@ -89,11 +91,20 @@ class Observer:
             self.moving_variance.add_(MOVING_RATE * distance).mul_(1 - MOVING_RATE)
             self.moving_mean.lerp_(output, MOVING_RATE)
 
+    def averaged(self, average: Tensor, output: Tensor) -> Tensor:
+        """Return of the two what is returned in the end, before it is corrected."""
+        return output if self.config.average is None else average
+
+    def corrected(self, image: Tensor, iteration: int) -> Tensor:
+        """Return an average after so many iterations, corrected for having started at 0."""
+        if self.config.average is None or iteration == 0:
+            return image.clone()
+        return image / (1 - self.config.average**iteration)
+
     def image(self, fit: int, iteration: int) -> Tensor:
         """Return the averaged output of a fit after so many iterations, [1, C, H, W]."""
-        if self.config.average is None or iteration == 0:
-            return self.output[fit : fit + 1]
-        return self.average[fit : fit + 1] / (1 - self.config.average**iteration)
+        image = self.averaged(self.average, self.output)[fit : fit + 1]
+        return self.corrected(image, iteration)
 
     def read(self, iterations: Sequence[int]) -> list[Statistics]:
         """Wait for the device, once; return the statistics of each fit after so many iterations."""
@@ -108,10 +119,11 @@ class Observer:
                     )
                 ]
             )
-            return [Statistics(*row) for row in values.tolist()]
+            rows = zip(iterations, values.tolist(), strict=True)
+            return [Statistics(iteration, *row) for iteration, row in rows]
 
     def _statistics(self, fit: int, iteration: int, image: Tensor, ideal: Tensor) -> Tensor:
-        """Return the fields of `Statistics` for one fit, still on the device.
+        """Return the fields of `Statistics` but the first for one fit, still on the device.
 
         Args:
             fit: Its place.
@@ -120,7 +132,7 @@ class Observer:
             ideal: What would be measured of that, [1, ...].
         """
         own = slice(fit, fit + 1)
-        measured, sigma, truth = self.measured[own], self.sigma[fit], self.truths[fit]
+        measured, sigma = self.measured[own], self.sigma[fit]
         share = measured.mean()
         residual = (ideal - self.observation[own]).square().mean() / share
         nothing = torch.full_like(residual, math.nan)
@@ -137,18 +149,16 @@ class Observer:
                 expected.sqrt(),
                 self.window[:, own].var(dim=0, correction=0).mean() if full else nothing,
                 self.moving_variance[fit] if "es-emv" in self.config.stop else nothing,
-                nothing if truth is None else (image - truth).square().mean(),
+                (image - self.truth[own]).square().mean(),
             ]
         )
 
     def good(self) -> dict[str, Tensor]:
         """Return what a divergent fit has to go back to; repeated iterations rewrite the window."""
-        return {
-            "average": self.average,
-            "output": self.output,
-            "moving_mean": self.moving_mean,
-            "moving_variance": self.moving_variance,
-        }
+        images = {"average": self.average, "output": self.output}
+        if "es-emv" not in self.config.stop:
+            return images
+        return images | {"moving_mean": self.moving_mean, "moving_variance": self.moving_variance}
 
 
 def spread(count: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from flashdip.engine.backends import tuned
 from flashdip.engine.backends.observe import MOVING_RATE, spread
 from flashdip.engine.config import FitConfig
+from flashdip.engine.guard import CAREFUL, JUMP
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.kernels import noise
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from flashdip.kernels.fused.program import Images, Program, Recorded
     from flashdip.kernels.fused.tiles import Architecture
 
-# Images on the device, of each fit: observation, what of it was measured, output, average, mask,
-# truth and the best; two more while it is read; temporaries of the one that is judged.
-_KEPT, _READ, _JUDGED = 7, 2, 10
+# Images on the device, of each fit: observation, what of it was measured, output, average, mask and
+# truth; two more while it is read by torch; temporaries of the one that is judged.
+_KEPT, _READ, _JUDGED = 6, 2, 10
 
 
 def interpreted() -> bool:
@@ -47,11 +48,22 @@ def program(
     architecture: "Architecture",
 ) -> "Program":
     """Plan the fits whose images these are, [F, C, H, W] of `size` (H, W)."""
+    from flashdip.kernels.fused.judge import Rules
     from flashdip.kernels.fused.program import Program, Settings
 
+    rules = Rules(
+        config.read_every,
+        config.iterations,
+        config.retries,
+        JUMP,
+        CAREFUL,
+        config.discrepancy if "discrepancy" in config.stop else None,
+        config.window,
+        config.patience,
+    )
     return Program(
         record(Skip(config.network), len(images.output)),
-        Settings(config.perturbation, config.betas, config.eps, config.average, MOVING_RATE),
+        Settings(config.perturbation, config.betas, config.eps, config.average, MOVING_RATE, rules),
         images,
         [config.rate(i) for i in range(1, config.iterations + 1)],
         config.network.network_size(*size),
@@ -86,6 +98,10 @@ def planned(
         sample=empty(samples, dtype=torch.int64) if windowed else None,
         moving_mean=empty(*shape) if moving else None,
         moving_variance=empty(fits) if moving else None,
+        measured=empty(*shape),
+        truth=empty(*shape),
+        sigma=empty(fits),
+        clipped=empty(fits, dtype=torch.int32),
     )
     return program(config, images, size, dtype, architecture)
 
@@ -113,15 +129,13 @@ def memory(
     plan = planned(config, (shape[1], shape[2]), dtype, architecture, fits)
     draws = 2 * noise.TABLE_SIZE if config.perturbation else 0
     values = torch.Size(shape).numel()
-    samples, rates = len(spread(values)), 8 * config.iterations
-    shared = plan.memory + 4 * BLOCK + draws + rates + 8 * samples
-    trained, image = 3 * 4 * plan.layout.size, 4 * values
+    samples, tables = len(spread(values)), 12 * config.iterations  # rates and divisors
+    shared = plan.memory + 4 * BLOCK + draws + tables + 8 * samples
+    image = 4 * values
     window = 4 * config.window * samples if "es-wmv" in config.stop else 0
     moving = "es-emv" in config.stop
-    good = trained + (2 + moving) * image  # what the guard keeps of each fit
-    own = good + window + (_KEPT + moving + _READ) * image
-    # One fit after another is judged, and then its good state copied before the last is let go.
-    return shared + fits * own + max(good, _JUDGED * image)
+    # An interrupted fit is read once by torch, all fits together, and judged by itself.
+    return shared + fits * (window + (_KEPT + moving + _READ) * image) + _JUDGED * image
 
 
 def launches(

@@ -1,13 +1,15 @@
 """What the slots of all backends have in common: each is a row of the step's tensors."""
 
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flashdip.engine.backends.base import Statistics
+from flashdip.engine.backends.base import Statistics, Which
 from flashdip.engine.backends.observe import Observer
+from flashdip.engine.config import FitConfig
 from flashdip.engine.problems import Problem
 
 
@@ -17,14 +19,29 @@ class Rows(Protocol):
     Attributes:
         watch: The averaged outputs and stopping statistics of all fits.
         trained: Parameters and moments of all fits by name, [F, P] each.
+        good: What each fit goes back to: like `trained` and `watch.good()`.
+        best: "parameters" and "image" of the best iteration so far; empty if no rule searches.
     """
 
     watch: Observer
     trained: dict[str, Tensor]
+    good: dict[str, Tensor]
+    best: dict[str, Tensor]
 
     def read(self) -> list[Statistics]:
-        """Return the statistics of each fit."""
+        """Wait for the device; return the statistics of each fit's last iteration."""
         ...
+
+
+def kept(
+    trained: dict[str, Tensor], watch: Observer, config: FitConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return memory for the good states and the best results of all fits; see `Rows`."""
+    good = {name: torch.zeros_like(tensor) for name, tensor in (trained | watch.good()).items()}
+    if not {"es-wmv", "es-emv"} & set(config.stop):
+        return good, {}
+    best = {"parameters": trained["parameters"], "image": watch.output}
+    return good, {name: torch.zeros_like(tensor) for name, tensor in best.items()}
 
 
 class TensorSlot:
@@ -51,17 +68,18 @@ class TensorSlot:
         """Write the initial weights and the input z of the seed."""
         raise NotImplementedError
 
-    def fitted(self) -> dict[str, Tensor]:
-        """Copy the parameters by name, in order, and the network's input "z" to the CPU."""
+    def _network(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Copy parameters, [1, P], by name, in order, and the network's input "z" to the CPU."""
         raise NotImplementedError
 
     def start(self, seed: int) -> None:
         """Bring everything to where a fit with this seed begins."""
         self.seed, self.iteration, self.rate_scale, self.retry = seed, 0, 1.0, 0
         with torch.no_grad():
-            for tensor in (*self._good().values(), self._window()):
+            for tensor in (*self._state().values(), self._window()):
                 tensor.zero_()
             self._draw()
+        self._copy(self._good(), self._state())
 
     def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
         """Start another fit in place."""
@@ -76,25 +94,81 @@ class TensorSlot:
         """Return the averaged output, [1, C, H, W]."""
         return self.step.watch.image(self.index, self.iteration)
 
+    def fitted(self) -> dict[str, Tensor]:
+        """Copy parameters and z of the last iteration to the CPU."""
+        return self._network(self._state()["parameters"])
+
+    def keep(self) -> None:
+        """Copy the state, to go back to."""
+        self._copy(self._good(), self._state())
+
+    def go_back(self, iteration: int) -> None:
+        """Copy the good state back."""
+        self.iteration = iteration
+        self._copy(self._state(), self._good())
+
+    def select(self) -> None:
+        """Copy image and parameters."""
+        state = self._state()
+        image = self.step.watch.averaged(state["average"], state["output"])
+        self._copy(self._row(self.step.best), {"parameters": state["parameters"], "image": image})
+
+    def result(self, which: Which, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return image and network of an iteration."""
+        watch = self.step.watch
+        if which == "best":
+            found = self._row(self.step.best)
+            image = found["image"]
+        else:
+            found = self._good() if which == "good" else self._state()
+            image = watch.averaged(found["average"], found["output"])
+        return watch.corrected(image, iteration), self._network(found["parameters"])
+
+    def good_state(self) -> dict[str, Tensor]:
+        """Copy the state of the last iteration."""
+        return {name: tensor.detach().clone() for name, tensor in self._state().items()}
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Copy everything to the CPU."""
+        groups = {
+            "step": self._state(),
+            "statistics": {"window": self._window()},
+            "good": self._good(),
+            "best": self._row(self.step.best),
+        }
+        return {
+            group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in of.items()}
+            for group, of in groups.items()
+        }
+
+    def resume(
+        self,
+        state: Mapping[str, Mapping[str, Tensor]],
+        iteration: int,
+        guard: Mapping[str, float],
+        rules: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Go on where another slot was."""
+        self.iteration = iteration
+        self.rate_scale, self.retry = guard["rate_scale"], int(guard["total"])
+        self._copy(self._state(), state.get("step", state["good"]))
+        self._copy({"window": self._window()}, state["statistics"])
+        self._copy(self._good(), state["good"])
+        self._copy(self._row(self.step.best), state.get("best", {}))
+
+    def _row(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor[self.index : self.index + 1] for name, tensor in tensors.items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        return self._row(self.step.trained | self.step.watch.good())
+
     def _good(self) -> dict[str, Tensor]:
-        state = self.step.trained | self.step.watch.good()
-        return {name: tensor[self.index : self.index + 1] for name, tensor in state.items()}
+        return self._row(self.step.good)
 
     def _window(self) -> Tensor:
         return self.step.watch.window[:, self.index : self.index + 1]
 
-    def good_state(self) -> dict[str, Tensor]:
-        """Copy what a divergent fit goes back to."""
-        return {name: tensor.detach().clone() for name, tensor in self._good().items()}
-
-    def statistics_state(self) -> dict[str, Tensor]:
-        """Return a copy of the window."""
-        return {"window": self._window().clone()}
-
-    def load(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Go on from copied state."""
-        self.iteration = iteration
-        own = self._good() | {"window": self._window()}
+    def _copy(self, to: Mapping[str, Tensor], of: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, tensor in state.items():
-                own[name].copy_(tensor)
+            for name, tensor in of.items():
+                to[name].copy_(tensor)

@@ -1,6 +1,7 @@
 """The backend of the Triton kernels: a fixed list of launches, captured once and replayed."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import util
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,10 @@ from torch import Tensor
 
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.eager import initial_input
-from flashdip.engine.backends.graphs import SIZES, Repeated, needed
+from flashdip.engine.backends.graphs import SIZES, Mail, Repeated, needed
 from flashdip.engine.backends.observe import Observer
 from flashdip.engine.backends.plans import architecture, interpreted, program
-from flashdip.engine.backends.slots import TensorSlot
+from flashdip.engine.backends.slots import TensorSlot, kept
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
 from flashdip.engine.operators import Downsample, Each, Identity, Mask
@@ -68,6 +69,9 @@ class TritonBackend:
 class TritonStep:
     """One iteration of F fits as launches; see `Step`.
 
+    Guard and stopping rules are launches too, where the loss is: then the host learns of each
+    reading when it asks for the next one.
+
     Args:
         problem: F fits.
         config: How they are fitted.
@@ -77,6 +81,9 @@ class TritonStep:
 
     Attributes:
         mask: What outputs are multiplied by before they are compared, [F, C, H, W]; None: nothing.
+        sigma: Of the noise, [F]; NaN where unknown.
+        clipped: Whether it was clipped, [F] int32.
+        notes: Lines that a person should see.
         initial: Weights that the fits began with, [F, P] on the CPU, in the published order.
     """
 
@@ -90,6 +97,7 @@ class TritonStep:
     ) -> None:
         from flashdip.kernels.fused.program import Images
 
+        self.notes: tuple[str, ...] = ()
         self.config = config
         self.network = Skip(config.network)
         self.fits = range(problem.fits)
@@ -102,37 +110,55 @@ class TritonStep:
         if inside and any(isinstance(kind, Mask) for kind in kinds):
             self.mask = operator(torch.ones_like(watch.output)).contiguous()
         windowed, moving = "es-wmv" in config.stop, "es-emv" in config.stop
+        self.sigma = torch.full((problem.fits,), math.nan, device=device)
+        self.clipped = torch.zeros(problem.fits, dtype=torch.int32, device=device)
         images = Images(
-            watch.output,
-            watch.average,
-            watch.loss,
-            watch.observation if inside else None,
-            self.mask,
-            downsample,
-            watch.window if windowed else None,
-            watch.sample if windowed else None,
-            watch.moving_mean if moving else None,
-            watch.moving_variance if moving else None,
+            output=watch.output,
+            average=watch.average,
+            loss=watch.loss,
+            target=watch.observation if inside else None,
+            mask=self.mask,
+            downsample=downsample,
+            window=watch.window if windowed else None,
+            sample=watch.sample if windowed else None,
+            moving_mean=watch.moving_mean if moving else None,
+            moving_variance=watch.moving_variance if moving else None,
+            measured=watch.measured if inside else None,
+            truth=watch.truth,
+            sigma=self.sigma,
+            clipped=self.clipped,
         )
         self.program = program(config, images, self.size, dtype, architecture(device))
         moment1, moment2 = self.program.moments
         parameters = self.program.parameters
         self.trained = {"parameters": parameters, "moment1": moment1, "moment2": moment2}
-        after = self.program.after
+        after, reading = self.program.after, self.program.reading
         # With torch between two lists of launches each iteration is by itself.
         self.stride = 1 if after else SIZES[0]
         gaps = min(config.read_every, config.iterations), config.iterations % config.read_every
         sizes = (1,) if after else needed(gaps)
         self._launches = Repeated(_all(self.program.launches), device, sizes)
         self._after = Repeated(_all(after), device) if after else None
+        self._reading: Repeated | None = None
+        self.issued = 0  # iterations that the device was told to do
+        kind: type[TritonSlot] = GuidedSlot
+        if reading is None:
+            self.good, self.best = kept(self.trained, watch, config)
+            self.notes = (f"{_named(kinds)} has no kernel: torch computes the loss between graphs",)
+        else:
+            self.good, self.best = reading.good, reading.best
+            self._reading = Repeated(_all(reading.launches), device)
+            self._mail = Mail(reading.state.board)
+            kind = JudgedSlot
         count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
         self.initial = torch.zeros(problem.fits, count)
-        self.slots = [TritonSlot(self, fit) for fit in self.fits]
+        self.slots = [kind(self, fit) for fit in self.fits]
         for slot in self.slots:  # what running the launches once has left behind is overwritten
             slot.start(config.seed + slot.index)
 
     def advance(self, count: int) -> None:
         """Advance every fit by so many iterations, without waiting for the device."""
+        self.issued += count
         for slot in self.slots:
             slot.iteration += count
         if self._after is None:
@@ -162,11 +188,87 @@ class TritonStep:
         """Wait for the device; return the last statistics of each fit."""
         return self.watch.read([slot.iteration for slot in self.slots])
 
+    def measure(self, due: Sequence[int]) -> Iterator[tuple[int, Statistics]]:
+        """Take a reading, and return the one before: the device may be at work on the newest."""
+        if self._reading is None:
+            statistics = self.read()
+            return ((index, statistics[index]) for index in due)
+        self._reading()
+        self._mail.send(self.issued)
+        return self._received(left=1)
+
+    def drain(self) -> Iterator[tuple[int, Statistics]]:
+        """Wait for the device; return what was not yet returned."""
+        return iter(()) if self._reading is None else self._received(left=0)
+
+    def _received(self, left: int) -> Iterator[tuple[int, Statistics]]:
+        for issued, board in self._mail.receive(left):
+            for slot, (iteration, *values, readings) in zip(self.slots, board, strict=True):
+                assert isinstance(slot, JudgedSlot)
+                if readings > slot.readings:
+                    slot.readings, slot.read_at = readings, issued
+                    yield slot.index, Statistics(int(iteration), *values)
+
 
 class TritonSlot(TensorSlot):
     """One fit of a `TritonStep`; what the launches have to know of it lies on the device."""
 
     step: TritonStep
+
+    def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
+        """Start another fit in place: same launches, same memory."""
+        super().replace(problem, seed, truth)
+        own = slice(self.index, self.index + 1)
+        if self.step.mask is not None:
+            image = torch.ones_like(self.step.watch.output[own])
+            self.step.mask[own].copy_(problem.operator(image))
+
+    def _draw(self) -> None:
+        step, program = self.step, self.step.program
+        own = slice(self.index, self.index + 1)
+        step.initial[self.index].copy_(step.network.initialise(self.seed))
+        program.layout.pack(step.network.views(step.initial[own]), program.parameters[own])
+        z = initial_input(step.config, step.size, self.seed)
+        program.z[self.index].copy_(z.permute(1, 2, 0))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the launches find what follows from parameters, iteration, rate and retries."""
+        program = self.step.program
+        program.copies[self.index].copy_(program.parameters[self.index])
+        program.counters[self.index].fill_(self.iteration)
+        program.rate_scale[self.index].fill_(self.rate_scale)
+        program.keys[self.index].fill_(noise.key(self.seed, retry=self.retry))
+
+    def _network(self, parameters: Tensor) -> dict[str, Tensor]:
+        step, own = self.step, slice(self.index, self.index + 1)
+        published = step.initial[own].clone()  # a bias that a norm follows stays as it was
+        views = step.network.views(published)
+        step.program.layout.unpack(parameters.cpu(), views)
+        names = [parameter.name for parameter in step.network.parameters]
+        tensors = {name: view[0].clone() for name, view in zip(names, views, strict=True)}
+        z = step.program.z[self.index].permute(2, 0, 1)
+        return tensors | {"z": z.to("cpu", torch.float32, copy=True).contiguous()}
+
+    def resume(
+        self,
+        state: Mapping[str, Mapping[str, Tensor]],
+        iteration: int,
+        guard: Mapping[str, float],
+        rules: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Go on where another slot was."""
+        super().resume(state, iteration, guard, rules)
+        self._settle()
+
+
+class GuidedSlot(TritonSlot):
+    """A slot whose readings are judged by the host."""
+
+    def go_back(self, iteration: int) -> None:
+        """Copy the good state back."""
+        super().go_back(iteration)
+        self._settle()
 
     @property
     def rate_scale(self) -> float:
@@ -188,45 +290,75 @@ class TritonSlot(TensorSlot):
         self._retry = value
         self.step.program.keys[self.index].fill_(noise.key(self.seed, retry=value))
 
+
+class JudgedSlot(TritonSlot):
+    """A slot whose readings are judged on the device: what the host says has been done there.
+
+    Attributes:
+        readings: How many of its readings have come.
+        read_at: Iterations that the device had been told to do before the last of them.
+    """
+
+    readings = 0.0
+    read_at = 0
+
+    def keep(self) -> None:
+        """Do nothing."""
+
+    def select(self) -> None:
+        """Do nothing."""
+
+    def go_back(self, iteration: int) -> None:
+        """Only count: the device has gone on from there."""
+        self.iteration = iteration + self.step.issued - self.read_at
+
+    def start(self, seed: int) -> None:
+        """Bring everything to where a fit with this seed begins."""
+        super().start(seed)
+        self._open({"loss": math.inf}, {})
+
     def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
-        """Start another fit in place: same launches, same memory."""
+        """Start another fit in place."""
         super().replace(problem, seed, truth)
-        own = slice(self.index, self.index + 1)
-        if self.step.mask is not None:
-            image = torch.ones_like(self.step.watch.output[own])
-            self.step.mask[own].copy_(problem.operator(image))
+        self._measured()
 
-    def _draw(self) -> None:
-        step, program = self.step, self.step.program
-        own = slice(self.index, self.index + 1)
-        step.initial[self.index].copy_(step.network.initialise(self.seed))
-        program.layout.pack(step.network.views(step.initial[own]), program.parameters[own])
-        z = initial_input(step.config, step.size, self.seed)
-        program.z[self.index].copy_(z.permute(1, 2, 0))
-        self._settle()
+    def resume(
+        self,
+        state: Mapping[str, Mapping[str, Tensor]],
+        iteration: int,
+        guard: Mapping[str, float],
+        rules: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Go on where another slot was."""
+        super().resume(state, iteration, guard, rules)
+        self._open(guard, rules)
 
-    def _settle(self) -> None:
-        """Let the launches find what follows from parameters and iteration."""
-        program = self.step.program
-        program.copies[self.index].copy_(program.parameters[self.index])
-        program.counters[self.index].fill_(self.iteration)
+    def _open(self, guard: Mapping[str, float], rules: Mapping[str, Sequence[float]]) -> None:
+        """Write the device's books."""
+        from flashdip.kernels.fused.judge import BOOKS
 
-    def fitted(self) -> dict[str, Tensor]:
-        """Return copies of the parameters by name, in order, and of the input "z"."""
-        step, own = self.step, slice(self.index, self.index + 1)
-        published = step.initial[own].clone()  # a bias that a norm follows stays as it was
-        views = step.network.views(published)
-        step.program.layout.unpack(step.program.parameters[own].cpu(), views)
-        names = [parameter.name for parameter in step.network.parameters]
-        tensors = {name: view[0].clone() for name, view in zip(names, views, strict=True)}
-        z = step.program.z[self.index].permute(2, 0, 1)
-        return tensors | {"z": z.to("cpu", torch.float32, copy=True).contiguous()}
+        reading = self.step.program.reading
+        assert reading is not None
+        self.readings = 0.0
+        self._measured()
+        entries = dict.fromkeys(BOOKS, 0.0) | {k: v for k, v in guard.items() if k in BOOKS}
+        for rule, name in (("es-wmv", "windowed"), ("es-emv", "moving")):
+            entries[name], entries[f"{name}_at"] = rules.get(rule, (math.inf, 0))
+        reading.state.books[self.index].copy_(torch.tensor(list(entries.values())))
+        reading.state.board[self.index].fill_(math.nan)
+        reading.state.actions[self.index].zero_()
+        reading.state.prefixes[self.index].fill_(noise.prefix(self.seed))
 
-    def load(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Go on from copied state."""
-        super().load(state, iteration)
-        with torch.no_grad():
-            self._settle()
+    def _measured(self) -> None:
+        watch = self.step.watch
+        sigma = watch.sigma[self.index]
+        self.step.sigma[self.index] = math.nan if sigma is None else sigma
+        self.step.clipped[self.index] = int(bool(watch.clipped[self.index]))
+
+
+def _named(operators: Sequence[object]) -> str:
+    names = {type(each).__name__ for each in operators if not isinstance(each, Identity | Mask)}
+    return f"the operator {' and '.join(sorted(names))}"
 
 
 def compared(operators: Sequence[object]) -> tuple[bool, tuple[Kernel, int] | None]:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from flashdip.kernels import noise
 from flashdip.kernels.fused import head, observe, plan_network, resample, step
+from flashdip.kernels.fused.judge import Rules
 from flashdip.kernels.fused.launch import Launch
 from flashdip.kernels.fused.layout import BLOCK, Layout
 from flashdip.kernels.fused.memory import Memory
 from flashdip.kernels.fused.plan import Plan
+from flashdip.kernels.fused.reading import TRAINED, Reading, plan_reading
 from flashdip.kernels.fused.record import Head, Node
 from flashdip.kernels.fused.tiles import Architecture, Tiles
 from flashdip.kernels.resample import Kernel
@@ -58,6 +60,7 @@ class Settings:
         eps: Of Adam.
         average: Decay of the average of outputs; None: there is none.
         moving_rate: Of the moving mean and variance.
+        rules: Of guard and stopping.
     """
 
     perturbation: float
@@ -65,6 +68,7 @@ class Settings:
     eps: float
     average: float | None
     moving_rate: float
+    rules: Rules
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,11 @@ class Images:
         sample: [n] int64.
         moving_mean: [F, C, h, w]; None: not kept.
         moving_variance: [F].
+        measured: Which entries of the target were measured, like it; and with it, or None where
+            readings are not taken by launches:
+        truth: [F, C, h, w], NaN where unknown.
+        sigma: Of the noise, [F], NaN where unknown.
+        clipped: Whether the noise was, [F] int32.
     """
 
     output: Tensor
@@ -96,6 +105,10 @@ class Images:
     sample: Tensor | None = None
     moving_mean: Tensor | None = None
     moving_variance: Tensor | None = None
+    measured: Tensor | None = None
+    truth: Tensor | None = None
+    sigma: Tensor | None = None
+    clipped: Tensor | None = None
 
 
 class Program:
@@ -105,6 +118,8 @@ class Program:
         launches: To be run in order.
         after: To be run after them, once the gradient of the loss with respect to the output lies
             in `doutput`; empty where the launches compare the output themselves.
+        reading: To be run after a step that ends at an iteration to be read; None where the
+            launches do not compare.
         doutput: [F, C, h, w] float32.
         memory: Bytes of device memory, images aside.
         z: The network's input, [F, H, W, C] in the storage type.
@@ -228,6 +243,14 @@ class Program:
                 loss_scale=self.loss_scale,
             )
         )
+        self.reading: Reading | None = None
+        if images.measured is not None:
+            trained = dict(zip(TRAINED, (self.parameters, *self.moments), strict=True))
+            copies = None if self.dtype == torch.float32 else self.copies
+            counted = self.counters, self.keys, self.rate_scale
+            self.reading = plan_reading(
+                images, trained, copies, counted, settings.rules, settings.average, memory
+            )
         self.plan, self.tiles = plan, tiles
         self.launches: list[Launch] = [*first, *plan.launches[:split]]
         self.after: list[Launch] = plan.launches[split:] + last

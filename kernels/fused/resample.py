@@ -41,38 +41,41 @@ def _residual_kernel(
             pixel = tl.load(image_ptr + (plane * h + row) * w + column, valid, other=0.0)
             along += tl.load(taps_ptr + s) * pixel
         small += tl.load(taps_ptr + t) * along
-    residual = small - tl.load(target_ptr + base * count + at, valid, other=0.0)
-    tl.store(residual_ptr + base * count + at, residual, valid)
-
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    squares = tl.sum(tl.where(valid, residual * residual, 0.0))
-    tl.store(row_of(rows_ptr, program, programs, fit, 1), squares)
-    last, total_ptr = sum_rows(rows_ptr, counters_ptr, program, programs, fit, 1)
-    if last:
-        tl.store(loss_ptr + fit, tl.load(total_ptr, cache_modifier=".cg") / count.to(tl.float32))
+    if target_ptr is None:
+        tl.store(residual_ptr + base * count + at, small, valid)
+    else:
+        residual = small - tl.load(target_ptr + base * count + at, valid, other=0.0)
+        tl.store(residual_ptr + base * count + at, residual, valid)
+        program, programs = tl.program_id(0), tl.num_programs(0)
+        squares = tl.sum(tl.where(valid, residual * residual, 0.0))
+        tl.store(row_of(rows_ptr, program, programs, fit, 1), squares)
+        last, total_ptr = sum_rows(rows_ptr, counters_ptr, program, programs, fit, 1)
+        if last:
+            loss = tl.load(total_ptr, cache_modifier=".cg") / count.to(tl.float32)
+            tl.store(loss_ptr + fit, loss)
 
 
 def residual(
     name: str,
     image: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     residual: Tensor,
-    loss: Tensor,
+    loss: Tensor | None,
     kernel: Kernel,
     factor: int,
     allocate: Allocate,
 ) -> Launch:
-    """Downsample the image and subtract what was measured.
+    """Downsample the image; subtract what was measured, if it is given.
 
     Args:
         image: [F, C, h, w] float32, sides multiples of the factor.
-        target: What was measured, [F, C, h / factor, w / factor] float32.
+        target: What was measured, [F, C, h / factor, w / factor] float32; or None.
         residual: downsample(image) - target, written.
-        loss: Mean square of the residual, [F] float32, written.
+        loss: Mean square of the residual, [F] float32, written; None without a target.
         kernel: See `flashdip.kernels.resample`.
         factor: How many times smaller each side becomes.
     """
-    fits, count = len(image), target[0].numel()
+    fits, count = len(image), residual[0].numel()
     taps = torch.tensor(resample.taps(kernel, factor))
     programs = triton.cdiv(count, _PIXELS)
     rows, counters = sum_shapes(fits, programs, 1)
@@ -95,7 +98,7 @@ def residual(
             "before": before(kernel, factor),
         },
         {"TAPS": len(taps), "PIXELS": _PIXELS},
-        flops=4 * target.numel() * factor * len(taps),  # it is separable: in two passes
+        flops=4 * residual.numel() * factor * len(taps),  # it is separable: in two passes
         bytes=size(image, target, residual),
     )
 

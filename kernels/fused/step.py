@@ -172,7 +172,7 @@ def adam(
 
 
 @triton.jit
-def _mix(state, value):
+def mix(state, value):
     """Absorb a value, as in `flashdip.kernels.noise`."""
     x = (state + value + 0x2545F491) % _PRIME
     square = x * x % _PRIME
@@ -184,8 +184,8 @@ def _perturb_kernel(
     z_ptr, out_ptr, table_ptr, keys_ptr, counters_ptr, count, std, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     fit = tl.program_id(1)
-    state = _mix(tl.load(keys_ptr + fit), tl.load(counters_ptr + fit).to(tl.int64) + 1)
-    state = _mix(_mix(state, 0), 0)
+    state = mix(tl.load(keys_ptr + fit), tl.load(counters_ptr + fit).to(tl.int64) + 1)
+    state = mix(mix(state, 0), 0)
     offset = (state % (_TABLE // _ALIGNMENT) * _ALIGNMENT).to(tl.int32)
     i = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
     place = (offset + i) & (_TABLE - 1)  # mod T, a power of 2: no aligned run of draws is cut

@@ -3,8 +3,6 @@
 import math
 
 import pytest
-import torch
-from torch import Tensor
 
 from flashdip.engine.backends.base import Statistics
 from flashdip.engine.config import FitConfig
@@ -73,50 +71,47 @@ def test_combined_rules_select_by_the_first_search() -> None:
     assert verdicts[-1].stop == "budget"
 
 
-class FakeStep:
-    """A step whose state is one number, the iteration at which it was copied."""
+class FakeSlot:
+    """A slot whose state is one number, the iteration at which it was kept."""
 
     def __init__(self) -> None:
         self.iteration, self.rate_scale, self.retry = 0, 1.0, 0
-        self.value = torch.zeros(1)
+        self.value = self.good = 0
 
-    def good_state(self) -> dict[str, Tensor]:
-        return {"value": self.value.clone()}
+    def keep(self) -> None:
+        self.good = self.value
 
-    def load(self, state: dict[str, Tensor], iteration: int) -> None:
-        self.iteration, self.value = iteration, state["value"].clone()
+    def go_back(self, iteration: int) -> None:
+        self.iteration, self.value = iteration, self.good
 
 
-def statistics(loss: float) -> Statistics:
+def statistics(iteration: int, loss: float) -> Statistics:
     """Statistics with a loss."""
-    return Statistics(loss, loss, *[math.nan] * 4)
+    return Statistics(iteration, loss, loss, *[math.nan] * 4)
 
 
 def test_guard_goes_back_with_other_noise_and_half_the_rate() -> None:
     """A jump of 5 dB restores the last good state; a stretch without one restores the rate."""
-    step = FakeStep()
-    guard = Guard(step, retries=2)  # type: ignore[arg-type]
-    step.iteration, step.value = 10, torch.ones(1)
-    assert guard.accept(statistics(0.1))
-    step.iteration, step.value = 20, torch.full((1,), 2.0)
-    assert not guard.accept(statistics(0.4))
-    assert (step.iteration, float(step.value), step.rate_scale, step.retry) == (10, 1.0, 0.5, 1)
-    step.iteration = 20
-    assert guard.accept(statistics(0.3))
-    assert step.rate_scale == 0.5
-    step.iteration = 120
-    assert guard.accept(statistics(0.3))
-    assert (step.rate_scale, step.retry, guard.exhausted) == (1.0, 1, False)
+    slot = FakeSlot()
+    guard = Guard(slot, retries=2)  # type: ignore[arg-type]
+    slot.iteration, slot.value = 10, 1
+    assert guard.accept(statistics(10, 0.1))
+    slot.iteration, slot.value = 20, 2
+    assert not guard.accept(statistics(20, 0.4))
+    assert (slot.iteration, slot.value, slot.rate_scale, slot.retry) == (10, 1, 0.5, 1)
+    assert guard.accept(statistics(20, 0.3))
+    assert slot.rate_scale == 0.5
+    assert guard.accept(statistics(120, 0.3))
+    assert (slot.rate_scale, slot.retry, guard.exhausted) == (1.0, 1, False)
 
 
 def test_guard_gives_up() -> None:
     """NaN again and again: as many retries as allowed, then the fit is over."""
-    step = FakeStep()
-    guard = Guard(step, retries=2)  # type: ignore[arg-type]
+    slot = FakeSlot()
+    guard = Guard(slot, retries=2)  # type: ignore[arg-type]
     exhausted = []
     for _ in range(3):
-        step.iteration = 10
-        assert not guard.accept(statistics(math.nan))
+        assert not guard.accept(statistics(10, math.nan))
         exhausted.append(guard.exhausted)
     assert exhausted == [False, False, True]
-    assert (step.iteration, guard.total) == (0, 2)
+    assert (slot.iteration, guard.total) == (0, 2)
