@@ -44,6 +44,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure",
         "Run the paper's benchmarks on its own inputs.",
     ),
+    "explore": (
+        "flashdip.bench.explore.commands:app",
+        "Measure",
+        "Repeat the paper's own experiments.",
+    ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }
 
