@@ -29,6 +29,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "tensorrt",
     "ray",
+    "matplotlib",
     "numpy",
     "pillow",
     "imagecodecs",

@@ -30,6 +30,9 @@ def parity(
     ] = None,
     backend: Annotated[str, typer.Option(help="See 'flashdip doctor'.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ... or auto.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp16, bf16, fp32, fp64 or auto; see 'denoise --help'.")
+    ] = None,
     bm3d: Annotated[
         bool,
         typer.Option(
@@ -61,7 +64,13 @@ def parity(
     if not output.is_dir():
         check_writable(output, force=False)
     options = FitOptions(
-        preset=preset, iterations=iterations, seed=seed, stop=stop, backend=backend, device=device
+        preset=preset,
+        iterations=iterations,
+        seed=seed,
+        stop=stop,
+        backend=backend,
+        device=device,
+        precision=precision,
     )
     outcomes, ended = [], None
     with Interruption() as interruption:

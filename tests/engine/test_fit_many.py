@@ -49,6 +49,9 @@ def agree(found: Result, alone: Result) -> None:
         assert all(a == b or a == pytest.approx(b, rel=1e-3) for a, b in same)
     torch.testing.assert_close(found.image, alone.image, rtol=0, atol=1e-3)
     assert found.weights.keys() == alone.weights.keys()
+    assert found.measurement.keys() == alone.measurement.keys()
+    for name, measured in alone.measurement.items():
+        torch.testing.assert_close(found.measurement[name], measured, rtol=0, atol=1e-3)
     for name, weight in alone.weights.items():
         torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-3)
 
