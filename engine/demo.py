@@ -8,7 +8,7 @@ import typer
 from numpy.typing import NDArray
 
 SIGMA = 25.0
-FILES = ("clean.png", "noisy.png", "restored.png", "comparison.png", "result.json")
+FILES = ("clean.png", "noisy.png", "restored.png", "comparison.png", "report.html", "result.json")
 _CROP = (40, 0, 424, 384)  # left, upper, right, lower: head, flag and helmet
 
 
@@ -90,6 +90,7 @@ def demo(
             interrupted=interruption,
         )
     result.write_record(directory / "result.json", force=True)
+    result.report(directory / "report.html", name="a photograph, with noise added", force=True)
     result.write(directory / "restored.png", force=True)
     written = load(directory / "restored.png")
     truth = as_picture(clean).tensor()
@@ -102,7 +103,7 @@ def demo(
     seconds = result.record["seconds_setup"] + result.record["seconds_fit"]
     typer.echo(
         f"PSNR {before:.2f} dB before, {after:.2f} dB after ({after - before:+.2f} dB), "
-        f"{seconds:.0f} s. Look at {directory / 'comparison.png'}"
+        f"{seconds:.0f} s. Look at {directory / 'comparison.png'} and report.html"
     )
     if interruption.signal is not None and result.stop_reason == "interrupted":
         raise typer.Exit(128 + interruption.signal)

@@ -70,6 +70,8 @@ def tv(
         case = Case(suite, name, Path(name), from_8_bits(given), from_8_bits(clean), {})
         images: dict[str, Pixels] = {method: rival.image for method, rival in rivals(case).items()}
         own: dict[str, Any] = dict(options) | dict(suite.options)
+        if suite.task == "restore":
+            own["keep_known"] = True  # the image of least variation keeps what was measured, too
         result = getattr(tasks, suite.task)(
             as_picture(given), callback=partial(callback, name), **own
         )

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,9 @@ def _rivals(
 
 
 def _identity(case: Case, how: Mapping[str, Any]) -> str:
-    """Return a digest of what a result follows from: the input, the truth, and how it was made."""
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+    """Return a digest of what a result follows from: input, truth, settings, this version."""
+    settings = json.dumps({**how, "version": version("flashdip")}, sort_keys=True)
+    digest = hashlib.sha256(settings.encode())
     for pixels in (case.observed, case.truth):
         digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
