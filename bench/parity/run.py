@@ -18,7 +18,7 @@ import numpy as np
 from flashdip.bench.parity.rivals import rivals
 from flashdip.bench.parity.suites import Case, Pixels, in_8_bits
 from flashdip.engine import tasks
-from flashdip.engine.errors import FlashDIPError, OutputError
+from flashdip.engine.errors import OutputError
 from flashdip.engine.events import Callback
 from flashdip.engine.files import atomic
 from flashdip.engine.images import as_picture, load, save
@@ -27,7 +27,7 @@ from flashdip.engine.task_options import FitOptions, config_of
 PUBLISHED = "published"  # stands for a suite's own published preset
 
 
-class InterruptedFitError(FlashDIPError):
+class InterruptedFitError(Exception):
     """A fit was ended before it was done; its checkpoint is kept."""
 
 

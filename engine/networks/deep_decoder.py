@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashdip.engine.errors import ShapeError
+
 
 class DeepDecoder(nn.Module):
     """Mix channels pixel by pixel, enlarge, rectify, normalise, again and again.
@@ -28,14 +30,14 @@ class DeepDecoder(nn.Module):
         self.head = nn.Conv2d(channels, outputs, 1)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of the input for an image of this size, whose sides it must divide.
+        """Return the size of the input for an image of this size.
 
         Raises:
-            ValueError: It does not.
+            ShapeError: They are not multiples of what it is enlarged by.
         """
         step = 1 << len(self.mixes)
         if height % step or width % step:
-            raise ValueError(
+            raise ShapeError(
                 f"image: expected sides that are multiples of {step} for {len(self.mixes)} layers, "
                 f"got {width}x{height}"
             )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashdip.engine.errors import ShapeError
 from flashdip.engine.networks.deep_decoder import DeepDecoder
 from flashdip.engine.networks.resnet import ResNet
 from flashdip.engine.networks.unet import UNet
@@ -64,7 +65,7 @@ def test_deep_decoder() -> None:
     close(network(z), torch.sigmoid(F.conv2d(x, p[6], p[7])))
     assert network(z).shape == (1, 2, 16, 20)
     assert network.input_size(16, 20) == (4, 5)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="multiples of 4 for 2 layers, got 18x16"):
+    with pytest.raises(ShapeError, match="multiples of 4 for 2 layers, got 18x16"):
         network.input_size(16, 18)  # type: ignore[operator]
 
 
