@@ -50,8 +50,8 @@ fuzz: dev  # 1,000 damaged files of each image format
 kernels: dev  # compile every kernel for every NVIDIA GPU and size, without one; fail on what must not be
 	$(BIN)/flashdip kernels --check
 
-bench: dev  # seconds an iteration and memory: the published loop against the backends
-	$(BIN)/python -m flashdip.bench.table
+bench: dev  # an iteration: the published loop against the backends
+	$(BIN)/flashdip bench step
 
 bench-gpu: dev  # on an NVIDIA GPU: whether the kernels are right, then how fast; results in bench-gpu/
 	$(BIN)/python -m flashdip.bench.gpu

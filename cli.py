@@ -49,6 +49,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure",
         "Repeat the paper's own experiments.",
     ),
+    "bench": (
+        "flashdip.bench.commands:app",
+        "Measure",
+        "Benchmark this machine, and compare results.",
+    ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }
 

@@ -1,24 +1,25 @@
-"""What the Triton kernels are compared with on a GPU, and they: each a `measure.Variant`.
+"""What is measured against each other, each a `measure.Variant`, made in its worker.
 
-All fit the published denoising network to the same picture: the published loop itself, with and
-without its host work; and what anyone can have from PyTorch with little effort: bfloat16 under
-autocast in channels-last memory with the fused Adam, run eagerly, captured in a CUDA graph, or
-compiled.
+All fit one network to the same picture: the published loop itself, with and without its host work;
+what anyone can have from PyTorch with little effort, bfloat16 under autocast in channels-last
+memory with the fused Adam, run eagerly, captured in a CUDA graph, or compiled; and our backends.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from flashdip.bench.cases import PUBLISHED, configuration, picture
 from flashdip.bench.measure import Variant
 from flashdip.bench.published import AVERAGE_DECAY, DENOISE, PublishedLoop, network_input, skip
-from flashdip.bench.table import configuration, picture
-from flashdip.engine.backends import TRITON
+from flashdip.engine.backends import resolve_device, select
 from flashdip.engine.fit import fit
 from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
+from flashdip.kernels.memory import kept_pages
 
 INPUTS = 32  # channels of the published input
 
@@ -72,19 +73,22 @@ class PlainLoop:
         self.optimizer.zero_grad()
 
 
-def published(size: int, host_work: bool) -> Variant:
+def published(size: int, host_work: bool, device: str) -> Variant:
     """Set the published loop up."""
-    return _variant(PublishedLoop(picture(size).cuda(), host_work=host_work).step)
+    place = resolve_device(device)
+    return variant(PublishedLoop(picture(size).to(place), host_work=host_work).step, place)
 
 
 def plain(size: int, compiled: bool = False) -> Variant:
     """Set `PlainLoop` up; compilation is left to its first step."""
-    return _variant(PlainLoop(picture(size).cuda(), compiled=compiled).step)
+    place = torch.device("cuda")
+    return variant(PlainLoop(picture(size).to(place), compiled=compiled).step, place)
 
 
 def captured(size: int) -> Variant:
     """Set `PlainLoop` up with the whole step in a CUDA graph."""
-    loop = PlainLoop(picture(size).cuda())
+    place = torch.device("cuda")
+    loop = PlainLoop(picture(size).to(place))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -94,15 +98,45 @@ def captured(size: int) -> Variant:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loop.step()
-    return _variant(graph.replay)
+    return variant(graph.replay, place)
 
 
-def triton(size: int, fits: int, precision: str) -> Variant:
-    """Set our kernels up: a step advances all fits."""
+def engine(
+    size: int,
+    device: str,
+    backend: str,
+    precision: str,
+    fits: int = 1,
+    name: str = PUBLISHED,
+    reading: bool = False,
+) -> Variant:
+    """Set a backend up as `flashdip.fit` does: a step advances all fits.
+
+    Args:
+        size: Side of the picture, in pixels.
+        device: Where it runs.
+        backend: Its name.
+        precision: What activations are stored in.
+        fits: F.
+        name: Of the preset for denoising.
+        reading: Keep and read the statistics of the preset's own stopping rules as often as a fit
+            does; else there are none.
+    """
+    place = resolve_device(device)
+    config = configuration(precision, name)
+    if reading:
+        config = replace(config, stop=preset("denoise", name).stop)
+    chosen, exact, _ = select(backend, place, config)
     observation = picture(size).expand(fits, -1, -1, -1).contiguous()
-    problem, config = Problem(observation, (3, size, size)), configuration(precision)
-    place = torch.device("cuda")
-    return _variant(TRITON.prepare(problem, config, place, precision, None))
+    step = chosen.prepare(Problem(observation, (3, size, size)), config, place, exact, None)
+    keep_pages(place)
+
+    def read_now_and_then() -> None:
+        step()
+        if step.slots[0].iteration % config.read_every == 0:
+            step.read()
+
+    return variant(read_now_and_then if reading else step, place)
 
 
 def restoration(size: int, name: str) -> Variant:
@@ -113,8 +147,21 @@ def restoration(size: int, name: str) -> Variant:
     def restore() -> None:
         fit(problem, config, backend="triton", device="cuda")
 
-    return _variant(restore)
+    return variant(restore, torch.device("cuda"))
 
 
-def _variant(step: Callable[[], None]) -> Variant:
-    return Variant(step, torch.cuda.synchronize, torch.cuda.max_memory_allocated)
+def variant(step: Callable[[], None], place: torch.device) -> Variant:
+    """Return the variant of a step that runs there."""
+    if place.type == "cuda":
+        return Variant(
+            step,
+            lambda: torch.cuda.synchronize(place),
+            lambda: torch.cuda.max_memory_allocated(place),
+        )
+    return Variant(step, None if place.type == "cpu" else torch.accelerator.synchronize)
+
+
+def keep_pages(place: torch.device) -> None:
+    """On a CPU, keep freed memory as a fit does, until the process ends."""
+    if place.type == "cpu":
+        contextlib.ExitStack().enter_context(kept_pages())

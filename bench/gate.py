@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashdip.bench.correct import WrongResultError, first_moments
 from flashdip.bench.emulated import emulate
 from flashdip.bench.perturbation import SIGMA, picture
-from flashdip.bench.table import WrongResultError
 from flashdip.engine.backends import REFERENCE, TRITON
 from flashdip.engine.backends.base import DTYPES, Backend
 from flashdip.engine.backends.eager import EagerStep
@@ -105,7 +105,7 @@ def _step_errors(config: FitConfig, device: torch.device, precision: str) -> tup
     _disturb(kernels, generator)
     starts = [slot.fitted() for slot in kernels.slots]
     kernels()
-    gradients = _moment(kernels) / (1 - config.betas[0])
+    gradients = first_moments(kernels) / (1 - config.betas[0])
 
     ops: Any = types.SimpleNamespace(**{**vars(reference), "perturb": _rounded_input(dtype)})
     exact = EagerStep(ops, problem, config, cpu, torch.float64, None)
@@ -140,14 +140,6 @@ def _disturb(step: TritonStep, generator: torch.Generator) -> None:
             view.add_(0.3 * torch.randn(view.shape, generator=generator))
     step.program.layout.pack(views, step.program.parameters)
     step.program.copies.copy_(step.program.parameters)
-
-
-def _moment(step: TritonStep) -> Tensor:
-    """Return the first moments, [F, P] float64 on the CPU, in the published order."""
-    moment = step.program.moments[0].cpu()
-    published = torch.zeros_like(step.initial)
-    step.program.layout.unpack(moment, step.network.views(published))
-    return published.double()
 
 
 def _start(step: EagerStep, starts: Sequence[dict[str, Tensor]]) -> None:

@@ -10,16 +10,13 @@ No figure is shown before the gate is passed (`flashdip.bench.gate`). All timing
 
 import argparse
 import contextlib
-import hashlib
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,20 +26,16 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from flashdip.bench import baselines, gate
-from flashdip.bench.measure import Variant, Worker, take_turns, worker
-from flashdip.bench.table import WrongResultError, configuration
+from flashdip.bench import baselines, gate, machine
+from flashdip.bench.cases import configuration
+from flashdip.bench.correct import WrongResultError
+from flashdip.bench.measure import worker
+from flashdip.bench.suite import Make, Plan, compare
 from flashdip.engine.backends import TRITON
 from flashdip.engine.files import atomic, one_line
 
 PRECISIONS = ("fp16", "bf16")
-ROUNDS, FEWEST = 15, 3
-BLOCK = 0.5  # seconds of one sample
-ENERGY_BLOCK = 3.0  # seconds: NVML's counter moves a few times a second
-COMPILATION = 180.0  # seconds until a variant has made its first step
 GOALS = {"published": 4.0, "published + host work": 10.0, "torch.compile max-autotune": 1.5}
-
-Make = tuple[Callable[..., Variant], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def parts(full: bool) -> list[Part]:
         return gate.check_photograph(device, PRECISIONS)
 
     def speed(size: int, fits: int) -> Callable[[float], dict[str, Any]]:
-        return lambda limit: compare(variants(size, fits), limit, energy=full)
+        return lambda limit: measured(variants(size, fits), limit, full)
 
     listed = [Part(f"gate-steps-{each}", 900, steps(each), gate=True) for each in PRECISIONS]
     listed.append(Part("gate-photograph", 300, photograph, gate=True))
@@ -87,90 +80,27 @@ def parts(full: bool) -> list[Part]:
 def variants(size: int, fits: int) -> dict[str, tuple[Make, int]]:
     """Return how each variant is made, and how many fits its step advances."""
     others: dict[str, Make] = {
-        "published": (baselines.published, (size, False)),
-        "published + host work": (baselines.published, (size, True)),
+        "published": (baselines.published, (size, False, "cuda")),
+        "published + host work": (baselines.published, (size, True, "cuda")),
         "bf16 channels-last": (baselines.plain, (size,)),
         "bf16 channels-last, CUDA graph": (baselines.captured, (size,)),
         "torch.compile max-autotune": (baselines.plain, (size, True)),
     }
     made: dict[str, tuple[Make, int]] = {
-        f"triton {each}": ((baselines.triton, (size, fits, each)), fits) for each in PRECISIONS
+        f"triton {each}": ((baselines.engine, (size, "cuda", "triton", each, fits)), fits)
+        for each in PRECISIONS
     }
     return made | {name: (make, 1) for name, make in others.items()}
 
 
-def compare(
-    made: Mapping[str, tuple[Make, int]],
-    limit: float,
-    *,
-    energy: bool = False,
-    start: Callable[..., contextlib.AbstractContextManager[Worker]] = worker,
-    meter: Callable[[], float] | None = None,
-) -> dict[str, Any]:
-    """Measure variants in turns; those that cannot be set up or take too long are left out.
-
-    Args:
-        made: How each is made, and how many fits its step advances.
-        limit: Seconds for everything.
-        energy: Whether to measure that too.
-        start: Starts a worker.
-        meter: Joules that the GPU has used so far.
-
-    Returns:
-        "rows" by name: seconds an iteration of one fit takes ("median", "p10", "p90", "n", and
-        "ratio": how many times as fast as the published loop), "first_step" in seconds, "memory" in
-        bytes, "joules" an iteration of one fit; "left_out" by name, with the reason; and "tf32".
-    """
-    deadline = time.monotonic() + limit
-    rows: dict[str, dict[str, Any]] = {}
-    left_out: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        running: dict[str, Worker] = {}
-        seconds: dict[str, float] = {}
-        for name, ((make, arguments), _) in made.items():
-            allowed = min(COMPILATION, deadline - time.monotonic())
-            try:
-                with contextlib.ExitStack() as own:
-                    each = own.enter_context(start(make, *arguments, limit=max(1.0, allowed)))
-                    first = each.seconds(steps=1, warmup=0)
-                    seconds[name] = each.seconds(steps=3, warmup=1)
-                    stack.push(own.pop_all())
-            except TimeoutError:
-                left_out[name] = f"no first step within {allowed:.0f} s: cut"
-            except Exception as error:  # out of memory, most likely; the others are to go on
-                left_out[name] = one_line(f"{type(error).__name__}: {error}")
-            else:
-                running[name], rows[name] = each, {"first_step": first}
-
-        counts = {name: max(1, math.ceil(BLOCK / seconds[name])) for name in running}
-        warmups = {name: math.ceil(0.1 * count) for name, count in counts.items()}
-
-        def timer(name: str) -> Callable[[], float]:
-            options = {"steps": counts[name], "warmup": warmups[name]}
-            return lambda: running[name].seconds(**options) / made[name][1]
-
-        left = deadline - time.monotonic()
-        if energy:
-            left -= sum(max(ENERGY_BLOCK, seconds[name]) for name in running)
-        turn = sum((counts[name] + warmups[name]) * seconds[name] for name in running)
-        rounds = min(ROUNDS, int(0.9 * left / turn)) if running else 0
-        if rounds < FEWEST:
-            raise TimeoutError(f"no time left for {FEWEST} rounds of {turn:.1f} s: {left_out}")
-        baseline = "published" if "published" in running else None
-        timings = take_turns({n: timer(n) for n in running}, rounds=rounds, baseline=baseline)
-        for name, each in running.items():
-            rows[name] |= asdict(timings[name]) | {"memory": each.memory()}
-            if energy:
-                meter = meter or joules()
-                count = max(1, math.ceil(ENERGY_BLOCK / seconds[name]))
-                before = meter()
-                each.seconds(steps=count, warmup=0)
-                rows[name]["joules"] = (meter() - before) / count / made[name][1]
+def measured(made: Mapping[str, tuple[Make, int]], limit: float, energy: bool) -> dict[str, Any]:
+    """Measure variants for so many seconds; see `suite.compare`, and "tf32" beside it."""
+    meter = machine.joules(torch.device("cuda")) if energy else None
     tf32 = {
         "convolutions": torch.backends.cudnn.allow_tf32,
         "matrix products": torch.backends.cuda.matmul.allow_tf32,
     }
-    return {"rows": rows, "left_out": left_out, "tf32": tf32}
+    return compare(made, Plan(limit), meter=meter) | {"tf32": tf32}
 
 
 def quick(limit: float) -> dict[str, Any]:
@@ -179,24 +109,8 @@ def quick(limit: float) -> dict[str, Any]:
         return {"restoration": running.seconds(steps=1, warmup=1)}
 
 
-def joules() -> Callable[[], float]:
-    """Return what reads the energy that the current GPU has used, in joules."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    uuid = str(torch.cuda.get_device_properties().uuid)
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
-    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
-
-
 def identity() -> dict[str, str]:
     """Return what a result holds for: the GPU, what drives it, and the code."""
-    root = Path(__file__).parents[1]
-    source = hashlib.sha256()
-    for path in sorted(
-        each for part in ("kernels", "engine", "bench") for each in (root / part).rglob("*.py")
-    ):
-        source.update(path.read_bytes())
     driver = "unknown"
     with contextlib.suppress(Exception):  # only told
         import pynvml
@@ -208,7 +122,7 @@ def identity() -> dict[str, str]:
         "driver": driver,
         "torch": torch.__version__,
         "triton": metadata.version("triton"),
-        "source": source.hexdigest()[:16],
+        "source": machine.source(),
     }
 
 

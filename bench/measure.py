@@ -9,11 +9,12 @@ not those that another variant left behind.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -33,6 +34,7 @@ class Timing:
         n: Number of rounds.
         ratio: How many times faster than the baseline: median over rounds of baseline / variant;
             None without a baseline.
+        samples: Of each round, in seconds; rounds of variants that took turns go together.
     """
 
     median: float
@@ -40,6 +42,7 @@ class Timing:
     p90: float
     n: int
     ratio: float | None = None
+    samples: tuple[float, ...] = ()
 
 
 def clock(
@@ -69,7 +72,11 @@ def clock(
 
 
 def take_turns(
-    timers: Mapping[str, Callable[[], float]], *, rounds: int, baseline: str | None = None
+    timers: Mapping[str, Callable[[], float]],
+    *,
+    rounds: int,
+    baseline: str | None = None,
+    over: Callable[[int], bool] = lambda done: False,
 ) -> dict[str, Timing]:
     """Ask each timer for one sample a round, and summarise.
 
@@ -77,22 +84,29 @@ def take_turns(
         timers: Each returns the seconds that a step took.
         rounds: Samples of each, at least 1.
         baseline: Name of the variant that ratios are taken to.
+        over: Told how many rounds are done, whether there are to be no more.
     """
     if rounds < 1 or (baseline is not None and baseline not in timers):
         raise ValueError(
             f"measure: expected a round or more and a baseline of {', '.join(timers)}, "
             f"got {rounds} and {baseline!r}"
         )
-    rows = [{name: timer() for name, timer in timers.items()} for _ in range(rounds)]
+    rows: list[dict[str, float]] = []
+    while len(rows) < rounds and not (rows and over(len(rows))):
+        rows.append({name: timer() for name, timer in timers.items()})
     timings = {}
     for name in timers:
-        samples = np.array([row[name] for row in rows])
-        p10, median, p90 = (float(v) for v in np.percentile(samples, (10, 50, 90)))
         ratio = None
         if baseline is not None:
             ratio = float(np.median([row[baseline] / row[name] for row in rows]))
-        timings[name] = Timing(median, p10, p90, rounds, ratio)
+        timings[name] = summarise([row[name] for row in rows], ratio)
     return timings
+
+
+def summarise(samples: Sequence[float], ratio: float | None = None) -> Timing:
+    """Return the timing of samples, one a round, in seconds."""
+    p10, median, p90 = (float(v) for v in np.percentile(samples, (10, 50, 90)))
+    return Timing(median, p10, p90, len(samples), ratio, tuple(samples))
 
 
 def measure(
@@ -144,11 +158,13 @@ class Variant:
         step: Makes one step.
         sync: Waits for the device.
         memory: Peak memory so far, in bytes.
+        facts: What else there is to tell of the steps made so far, plain values.
     """
 
     step: Callable[[], None]
     sync: Callable[[], None] | None = None
     memory: Callable[[], int] = peak_memory
+    facts: Callable[[], dict[str, Any]] = dict
 
 
 class Worker:
@@ -156,11 +172,12 @@ class Worker:
 
     Attributes:
         limit: Seconds that an answer may take, None for any; then the process is killed.
+        setup: Seconds that setting the variant up took.
     """
 
     def __init__(self, connection: Connection, process: BaseProcess, limit: float | None) -> None:
         self._connection, self._process, self.limit = connection, process, limit
-        self._receive()
+        self.setup = float(self._receive())
 
     def seconds(self, *, steps: int, warmup: int) -> float:
         """Return the mean seconds of a step; see `clock`."""
@@ -171,6 +188,11 @@ class Worker:
         """Return the variant's peak memory so far, in bytes."""
         self._connection.send(("memory", {}))
         return int(self._receive())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else the variant has to tell."""
+        self._connection.send(("facts", {}))
+        return dict(self._receive())
 
     def _receive(self) -> Any:
         if self.limit is not None and not self._connection.poll(self.limit):
@@ -216,14 +238,17 @@ def _serve(
 ) -> None:
     """Answer requests in the worker's process until the other end closes."""
     try:
+        start = time.perf_counter()
         variant = make(*arguments)
-        connection.send("ready")
+        connection.send(time.perf_counter() - start)
+        answers: dict[str, Callable[..., Any]] = {
+            "seconds": functools.partial(clock, variant.step, sync=variant.sync),
+            "memory": variant.memory,
+            "facts": variant.facts,
+        }
         while True:
             request, options = connection.recv()
-            if request == "seconds":
-                connection.send(clock(variant.step, sync=variant.sync, **options))
-            else:
-                connection.send(variant.memory())
+            connection.send(answers[request](**options))
     except EOFError:
         return
     except Exception as error:

@@ -1,11 +1,8 @@
 """What `make bench-gpu` does around the GPU: parts that go on, limits, what is left out."""
 
-import contextlib
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,10 @@ import torch
 from rich.console import Console
 
 from flashdip.bench import baselines, gpu
-from flashdip.bench.gpu import Part, compare, execute, run, store, stored
+from flashdip.bench.cases import picture
+from flashdip.bench.gpu import Part, execute, run, store, stored
 from flashdip.bench.measure import Variant, worker
 from flashdip.bench.published import DENOISE
-from flashdip.bench.table import picture
 
 OF = {"gpu": "a GPU", "source": "1"}
 
@@ -97,84 +94,6 @@ def test_a_part_is_cut_with_all_it_started(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-class Fake:
-    """A worker whose steps take so many seconds on a clock of its own."""
-
-    def __init__(self, clock: list[float], step: float, compilation: float, limit: float) -> None:
-        self.clock, self.step, self.compilation, self.limit = clock, step, compilation, limit
-        self.steps = 0
-
-    def seconds(self, *, steps: int, warmup: int) -> float:
-        taken = (steps + warmup) * self.step + (self.compilation if self.steps == 0 else 0)
-        self.steps += steps + warmup
-        self.clock[0] += min(taken, self.limit)
-        if taken > self.limit:
-            raise TimeoutError
-        return taken / steps if steps == 1 and warmup == 0 else self.step
-
-    def memory(self) -> int:
-        return 1000 * self.steps
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    return now
-
-
-@pytest.fixture
-def start(clock: list[float]) -> Callable[..., Any]:
-    @contextlib.contextmanager
-    def begin(make: Any, step: float, compilation: float, *, limit: float) -> Iterator[Fake]:
-        if step < 0:
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 4 GiB")
-        yield Fake(clock, step, compilation, limit)
-
-    return begin
-
-
-def made(step: float, compilation: float = 0.0, fits: int = 1) -> Any:
-    return (None, (step, compilation)), fits
-
-
-def test_variants_are_compared(start: Callable[..., Any], clock: list[float]) -> None:
-    """Per fit, against the published loop; what fails or is cut does not hold the others up."""
-    variants = {
-        "triton fp16": made(0.02, fits=4),
-        "published": made(0.05),
-        "compiled": made(0.01, compilation=500.0),
-        "patient": made(0.01, compilation=100.0),
-        "large": made(-1.0),
-    }
-    result = compare(variants, 600.0, start=start, energy=True, meter=lambda: 200 * clock[0])
-    rows = result["rows"]
-    assert list(rows) == ["triton fp16", "published", "patient"]
-    assert math.isclose(rows["triton fp16"]["median"], 0.005)
-    assert math.isclose(rows["triton fp16"]["ratio"], 10.0)
-    assert math.isclose(rows["triton fp16"]["joules"], 1.0)
-    assert rows["published"]["ratio"] == 1.0
-    assert rows["published"]["n"] == gpu.ROUNDS
-    assert math.isclose(rows["patient"]["first_step"], 100.01)
-    assert rows["patient"]["memory"] > 0
-    assert result["left_out"] == {
-        "compiled": "no first step within 180 s: cut",
-        "large": "OutOfMemoryError: CUDA out of memory. Tried to allocate 4 GiB",
-    }
-    assert clock[0] < 600
-    json.dumps(result)
-
-
-def test_time_is_kept(start: Callable[..., Any], clock: list[float]) -> None:
-    """Fewer rounds where time is short; none where it does not do."""
-    variants = {"published": made(10.0), "triton fp16": made(1.0)}
-    result = compare(variants, 200.0, start=start)
-    assert gpu.FEWEST <= result["rows"]["published"]["n"] < gpu.ROUNDS
-    assert clock[0] < 200
-    with pytest.raises(TimeoutError, match="no time left"):
-        compare(variants, 60.0, start=start)
-
-
 def stuck() -> Variant:
     return Variant(lambda: time.sleep(60))
 
@@ -188,13 +107,17 @@ def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - begun < 50
 
 
-def test_results_are_shown(capsys: pytest.CaptureFixture[str], start: Callable[..., Any]) -> None:
-    variants = {
-        "triton fp16": made(0.01),
-        "published": made(0.05),
-        "torch.compile max-autotune": made(0.01, compilation=500.0),
+def figures(median: float, ratio: float) -> dict[str, Any]:
+    spread = {"median": median, "p10": median, "p90": median, "ratio": ratio}
+    return spread | {"first_step": 1.0, "memory": 1 << 20}
+
+
+def test_results_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {
+        "rows": {"triton fp16": figures(0.01, 5.0), "published": figures(0.05, 1.0)},
+        "left_out": {"torch.compile max-autotune": "no first step within 180 s: cut"},
+        "tf32": {"convolutions": True, "matrix products": False},
     }
-    result = json.loads(json.dumps(compare(variants, 600.0, start=start)))
     gpu.show(Console(width=110), Part("speed-512-F1", 1, nothing), result)
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("| triton fp16"))

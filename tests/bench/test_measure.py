@@ -50,8 +50,8 @@ def test_variants_take_turns(spend: Callable[[float], None]) -> None:
         baseline="slow",
     )
     assert calls == ["slow"] * 3 + ["fast"] * 3 + ["slow"] * 3 + ["fast"] * 3
-    assert timings["slow"] == Timing(3.0, 3.0, 3.0, 2, 1.0)
-    assert timings["fast"] == Timing(0.5, 0.5, 0.5, 2, 6.0)
+    assert timings["slow"] == Timing(3.0, 3.0, 3.0, 2, 1.0, (3.0, 3.0))
+    assert timings["fast"] == Timing(0.5, 0.5, 0.5, 2, 6.0, (0.5, 0.5))
 
 
 def test_ratio_is_paired_by_round() -> None:
@@ -64,6 +64,15 @@ def test_ratio_is_paired_by_round() -> None:
     assert timings["mine"].median == 3.0
     assert timings["mine"].p10 == 1.0
     assert timings["base"].p90 == 6.0
+
+
+def test_it_ends_when_told_so_after_a_whole_round() -> None:
+    timings = take_turns(
+        {"one": lambda: 1.0, "two": lambda: 2.0}, rounds=9, over=lambda done: done == 2
+    )
+    assert [timing.n for timing in timings.values()] == [2, 2]
+    assert timings["two"].samples == (2.0, 2.0)
+    assert take_turns({"one": lambda: 1.0}, rounds=9, over=lambda done: True)["one"].n == 1
 
 
 @pytest.mark.parametrize(("rounds", "baseline"), [(0, None), (1, "other")])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flashdip.bench import gate
-from flashdip.bench.table import WrongResultError
+from flashdip.bench.correct import WrongResultError
 from flashdip.engine.backends import NATIVE
 from flashdip.engine.backends.eager import EagerStep
 from flashdip.engine.config import FitConfig

@@ -1,0 +1,117 @@
+"""Results for people: tables in the terminal, as Markdown where they are piped."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from flashdip.bench.compare import Change
+
+WIDTH = 120  # also where it is piped
+
+
+def console() -> Console:
+    """Return where results are printed: names in them are text, not markup."""
+    return Console(width=WIDTH, markup=False, highlight=False)
+
+
+def show(result: Mapping[str, Any], to: Console) -> None:
+    """Print a result: what it was measured on, its rows, what was left out, its score."""
+    hardware, software = result["machine"]["hardware"], result["machine"]["software"]
+    to.print(
+        f"{hardware['device']}, {hardware['cores']} cores, {hardware['system']}; torch "
+        f"{software['torch']}, {software['threads']} threads; commit {software['commit']}",
+        soft_wrap=True,
+    )
+    if result["ceilings"] is not None:
+        products = (f"{n} {v / 1e12:.3g}" for n, v in result["ceilings"]["product"].items())
+        to.print(
+            f"ceilings, measured: copy {result['ceilings']['copy'] / 1e9:.3g} GB/s; matrix product "
+            f"{', '.join(products)} TFLOP/s",
+            soft_wrap=True,
+        )
+    for when in ("before", "after"):
+        to.print(f"{when}: {state(result['machine'][when])}", soft_wrap=True)
+    to.print(rows(result))
+    for name, reason in result["left_out"].items():
+        to.print(f"left out: {name}: {reason}", soft_wrap=True)
+    if result["score"] is not None:
+        to.print(score(result["score"]), soft_wrap=True)
+
+
+def state(of: Mapping[str, Any]) -> str:
+    """Return what a machine was doing, in one line."""
+    units = {"clock_mhz": "MHz", "memory_clock_mhz": "MHz memory", "temperature_c": "C"}
+    parts = [] if of["load"] is None else [f"load {of['load']}"]
+    parts += [f"{of[name]} {unit}" for name, unit in units.items() if of[name] is not None]
+    if of["power_w"] is not None:
+        parts.append(f"{of['power_w']:.0f} W")
+    if of["throttled"]:
+        parts.append(f"held down by {', '.join(of['throttled'])}")
+    return ", ".join(parts) or "nothing known"
+
+
+def rows(result: Mapping[str, Any]) -> Table:
+    """Return the rows as a table; columns without an entry are left out."""
+    unit, scale = ("s", 1.0) if result["kind"] == "restore" else ("ms", 1e3)
+    columns: dict[str, Any] = {
+        unit: lambda row: f"{scale * row['seconds']['median']:.4g}",
+        "p10": lambda row: f"{scale * row['seconds']['p10']:.4g}",
+        "p90": lambda row: f"{scale * row['seconds']['p90']:.4g}",
+        "n": lambda row: str(row["seconds"]["n"]),
+        "times as fast": lambda row: _maybe(row["ratio"], ".2f"),
+        "of the roof": lambda row: _maybe(row["roof_share"], ".1%"),
+        "set-up s": lambda row: _maybe(row["setup"], ".1f"),
+        "first s": lambda row: _maybe(row["first_step"], ".2f"),
+        "peak MiB": lambda row: "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}",
+        "J": lambda row: _maybe(row["joules"], ".3g"),
+        "iterations": lambda row: ", ".join(map(str, row["facts"].get("iterations", [])[-4:])),
+    }
+    table = Table(box=MARKDOWN)
+    table.add_column("")
+    cells = {title: [cell(row) for row in result["results"]] for title, cell in columns.items()}
+    shown = {title: column for title, column in cells.items() if any(column)}
+    for title in shown:
+        table.add_column(title, justify="right")
+    for index, row in enumerate(result["results"]):
+        table.add_row(row["name"], *(column[index] for column in shown.values()))
+    return table
+
+
+def score(of: Mapping[str, Any]) -> str:
+    """Return the score of the all-in-one benchmark, and what stands behind it."""
+    rates = ", ".join(f"{rate:.3g} at {size}" for size, rate in of["iterations_per_second"].items())
+    watts = "watts unknown" if of["watts"] is None else f"{of['watts']:.0f} W"
+    steady = of["sustained"]
+    return (
+        f"score: {of['restorations_per_hour']:.4g} restorations an hour, {of['size']}x"
+        f"{of['size']}, {of['preset']} ({of['iterations']} iterations), {of['backend']} in "
+        f"{of['precision']}, F = {of['fits']}; it/s of one fit: {rates}; {watts}; after "
+        f"{steady['seconds']:.0f} s without a pause {steady['kept']:.0%} of the first rate"
+    )
+
+
+def changes(of: Iterable[Change]) -> Table:
+    """Return the comparison of two results as a table."""
+    table = Table(box=MARKDOWN)
+    table.add_column("")
+    for title in ("before ms", "after ms", "times as long", "counts from", "measured in"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for each in of:
+        table.add_row(
+            each.name,
+            f"{1e3 * each.before:.4g}",
+            f"{1e3 * each.after:.4g}",
+            f"{each.times:.3f}",
+            f"{each.limit:.3f}",
+            "its baseline" if each.relative else "seconds",
+            each.verdict.upper() if each.verdict == "slower" else each.verdict,
+        )
+    return table
+
+
+def _maybe(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,139 @@
+"""`flashdip bench` from the command line, with variants that take no time."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flashdip import cli
+from flashdip.bench import ceilings, scenarios, schema, score
+from flashdip.bench.cases import Bench
+from flashdip.bench.ceilings import Ceilings
+from flashdip.bench.measure import Variant
+
+LIMITS = Ceilings(1e10, {"fp32": 1e11, "bf16": 1e11})
+GATE = {"output, fp32": {"error": 1e-7, "allowed": 1e-4}}
+Run = Callable[..., tuple[int, str, str]]
+
+
+def wait(seconds: float) -> Variant:
+    import time
+
+    return Variant(lambda: time.sleep(seconds))
+
+
+def bench(name: str, seconds: float, *, fits: int = 1, network: str = "", size: int = 64) -> Bench:
+    parameters = {"precision": "fp32", "size": size, "fits": fits, "network": network}
+    return Bench(name, wait, (seconds,), parameters, fits, lambda: GATE)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ceilings, "ceilings", lambda place, precisions: LIMITS)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flashdip", "bench", *arguments, "--device", "cpu"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return call
+
+
+def test_a_step_is_measured_shown_and_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    benches = [bench("published", 0.02), bench("native (fp32)", 0.01)]
+    monkeypatch.setattr(scenarios, "steps", lambda *arguments: benches)
+    monkeypatch.setattr(scenarios, "step_work", lambda bench: None)
+    code, out, err = run("step", "--rounds", "3", "-o", "a.json")
+    assert code == 0
+    assert "measuring published, native (fp32) in turns" in err
+    line = next(line for line in out.splitlines() if line.startswith("| native (fp32)"))
+    assert float(line.split("|")[6]) > 1.2  # times as fast
+    result = schema.read("a.json")
+    assert (result["kind"], result["results"][1]["gate"]) == ("step", GATE)
+    assert run("step", "-o", "a.json")[0] == 2  # it exists
+
+
+def test_json_is_all_there_is_on_stdout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "restorations", lambda *arguments: [bench("published", 0.01)])
+    code, out, _ = run("restore", "--rounds", "3", "--json")
+    result = json.loads(out)
+    assert (code, schema.problems(result), result["kind"]) == (0, [], "restore")
+    assert result["results"][0]["seconds"]["n"] == 3
+
+
+def test_nothing_measured_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong() -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(scenarios, "steps", lambda *a: [Bench("mine", wait, (0.0,), check=wrong)])
+    code, out, _ = run("step")
+    assert code == 1
+    assert "left out: mine: RuntimeError: out of memory" in out
+
+
+def test_the_score_is_that_of_the_best_number_of_fits(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fits in 12 ms are better than one in 10 ms: 6 ms an iteration, 900 of them a picture."""
+
+    def balanced(size: int, device: Any, backend: str, precision: str, fits: int) -> Bench:
+        seconds = 0.005 if size == 256 else 0.01 + 0.002 * (fits - 1)
+        name = f"balanced {size}, F = {fits}"
+        return bench(name, seconds, fits=fits, network="balanced", size=size)
+
+    monkeypatch.setattr(score, "OTHERS", (256,))
+    monkeypatch.setattr(score, "balanced", balanced)
+    monkeypatch.setattr(score, "yardsticks", lambda size, device: [bench("published", 0.03)])
+    monkeypatch.setattr(score, "step_work", lambda bench: None)
+    joules = iter(range(0, 10_000, 100))
+    found, made = score.run(
+        torch.device("cpu"),
+        "native",
+        "fp32",
+        LIMITS,
+        others=(256,),
+        seconds=60.0,
+        sustained=0.5,
+        meter=partial(next, joules),
+    )
+    assert made["fits"] == 2
+    assert 3600 / 900 / 0.009 < made["restorations_per_hour"] < 3600 / 900 / 0.006
+    rates = made["iterations_per_second"]
+    assert list(rates) == ["256", "512"]
+    assert 60 < rates["512"] <= 100 < rates["256"] <= 200
+    steady = made["sustained"]
+    assert len(steady["samples"]) == score.PARTS
+    assert 0.4 < steady["seconds"] < 2.0
+    assert made["watts"] == pytest.approx(100 / steady["seconds"])
+    names = [row["name"] for row in found["results"]]
+    assert names[0] == "published" and len(names) == 4
+
+
+def test_backends_are_chosen_by_name_and_precision() -> None:
+    cpu = torch.device("cpu")
+    listed = scenarios.steps(64, cpu, ["reference:fp32", "native:bf16"], (1, 3))
+    assert [each.name for each in listed] == [
+        "published",
+        "published + host work",
+        "reference (fp32)",
+        "reference (fp32), F = 3",
+        "native (bf16)",
+        "native (bf16), F = 3",
+    ]
+    assert [each.check is None for each in listed[:3]] == [True, True, False]
+    assert scenarios.default_backends(cpu)[0] == "reference:fp32"
+    work = scenarios.step_work(listed[2])
+    assert work is not None
+    assert work["level0.up", "forward"].flops > 0
+    restorations = scenarios.restorations(64, 20.0, cpu, "native:fp32", ["quick"])
+    assert [each.name for each in restorations] == ["published", "native (fp32), quick"]
