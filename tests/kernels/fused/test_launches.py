@@ -1,5 +1,7 @@
 """Every launch of a step is measured by itself, and named; here in the interpreter."""
 
+from typing import Any
+
 import torch
 
 from flashdip.bench import launches
@@ -14,7 +16,7 @@ def test_launches_are_measured_once_the_step_is_right() -> None:
     gate = {"output": {"error": 0.1, "allowed": 0.2}}
     asked = []
 
-    def judge(*arguments: object) -> dict[str, object]:
+    def judge(*arguments: object) -> dict[str, Any]:
         asked.append(arguments)
         return gate
 
