@@ -7,14 +7,14 @@ folded convolution needs.
 
 Memory bounds both, so the matrix units, idle otherwise, do the filtering: the pixels of a patch are
 a product of a constant matrix, the filter's weights between any two places, and the pixels that
-they depend on. A pixel is then loaded once for all that see it, whole products stay in registers,
-and the weights 1, 2 and 4 sixteenths are exact in every storage type. What else a join needs at
-full resolution is done on the way: the convolution of a skip so thin that its nine taps are one
-product more.
+they see. A program loads each of these once, and the weights 1, 2 and 4 sixteenths are exact in
+every storage type. What else a join needs at full resolution is done on the way: the convolution
+of a skip so thin that its nine taps are one product more.
 
 These products do not make the launches matrix products in the sense of `Launch.gemm`: the units are
-idle most of the time. Results change their layout at every patch, because whole lines are to be
-written; in dy's case they are also factors. Beside memory that costs little.
+idle most of the time. At every patch, results pass through shared memory once so that whole lines
+are written, and backward dy does because it is made in registers and is a factor. That costs less
+than the memory's time, which it overlaps.
 """
 
 import torch
