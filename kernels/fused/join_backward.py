@@ -34,7 +34,7 @@ def _gather(
     Pixels are seen by reflection only if they lie near the border.
     """
     g = tl.zeros(mask.shape, tl.float32)
-    for ky in tl.static_range(3):
+    for ky in range(3):
         rows, seen_y, far_rows, far_y = targets(0, y, ky, height, "conv", 3, 1, 1, "reflection")
         for kx in tl.static_range(3):
             columns, seen_x, far_columns, far_x = targets(
@@ -286,7 +286,9 @@ def backward(
     fits, height, width, channels = deep.raw.shape
     shallow, outputs = dweight.shape[-2] - channels, dweight.shape[-1]
     of_deep = cut(deep, tile, up == "bilinear", allocate)
-    of_skip = cut(skip, tile, False, allocate)
+    thin = skip_g is not None and skip_g.ndim == 5
+    # A thin skip's gradient is gathered from nine taps at once.
+    of_skip = cut(skip, tile, False, allocate, elements=8 if thin else 16)
     splits, skip_splits = dfolded.shape[1], 0 if dskip is None else dskip.shape[1]
     parts = min(32, triton.next_power_of_2(4 * splits))
     skip_parts = min(256, triton.next_power_of_2(max(1, skip_splits)))
@@ -319,7 +321,7 @@ def backward(
             "OUT": outputs,
             "WEIGHT_ROWS": 0 if dskip is None else dskip[0, 0].numel() // outputs,
             "BILINEAR": up == "bilinear",
-            "THIN": skip_g is not None and skip_g.ndim == 5,
+            "THIN": thin,
             "DEEP_ACT": deep.act,
             "SKIP_ACT": "none" if skip is None else skip.act,
             **{f"DEEP_{name}": number for name, number in of_deep.constants.items()},

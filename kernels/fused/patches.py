@@ -19,8 +19,7 @@ from flashdip.kernels.fused import norm
 from flashdip.kernels.fused.device import activate, narrow
 from flashdip.kernels.fused.launch import Allocate, Map, Tile
 
-# Elements to a thread: those of a patch stand for a few rows of pixels.
-IN_PATCHES, SINGLE = 4, 16
+IN_PATCHES = 4  # elements to a thread: each stands for a few rows of pixels
 
 
 class Cut(NamedTuple):
@@ -53,21 +52,24 @@ class Cut(NamedTuple):
         return {name.upper(): getattr(self, name) for name in names}
 
 
-def cut(x: Map | None, tile: Tile, smooth: bool, allocate: Allocate) -> Cut:
+def cut(x: Map | None, tile: Tile, smooth: bool, allocate: Allocate, *, elements: int = 16) -> Cut:
     """Cut a map as large as x, `tile.outputs` channels at a time.
 
     Args:
         x: The map, [F, H, W, C]; None of no map.
-        tile: Pixels (`rows` x `columns`) and channels (`outputs`) of a program, if it smooths.
+        tile: Pixels (`rows` x `columns`) and channels (`outputs`) of a program, at most.
         smooth: Whether the map is smoothed.
         allocate: Where scratch comes from.
+        elements: To a thread, where patches are single pixels.
     """
     if x is None:
         return Cut()
     fits, height, width, channels = x.raw.shape
     block = min(triton.next_power_of_2(channels), tile.outputs)
-    elements = min((IN_PATCHES if smooth else SINGLE) * 32 * tile.warps, tile.pixels * tile.outputs)
-    lanes, rows, columns, high, wide = elements // block, tile.rows, tile.columns, 1, 1
+    at_once = min(
+        (IN_PATCHES if smooth else elements) * 32 * tile.warps, tile.pixels * tile.outputs
+    )
+    lanes, rows, columns, high, wide = at_once // block, tile.rows, tile.columns, 1, 1
     if smooth:
         while high * wide * lanes < rows * columns:  # nearly square patches have fewest neighbours
             if wide == columns or (high <= wide and high < rows):
