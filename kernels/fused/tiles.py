@@ -115,8 +115,8 @@ class Tiles:
             sums: Slots.
             groups: Groups of rows and columns together.
         """
-        block = min(power(outputs, 16), 64 if self.wide else 128)
-        depth = min(power(inputs, 16), 16 if self.wide else 64)
+        block = _block(outputs, 64 if self.wide else 128)
+        depth = _block(inputs, 16 if self.wide else 64)
         steps = sums * triton.cdiv(inputs, depth)
         processors = self.architecture.processors
         pixels, programs = 64, 1
@@ -140,7 +140,7 @@ class Tiles:
         """
         most = 64 if self.wide else 128
         depth = 16 if self.wide else 64
-        rows, block = min(power(inputs, 16), most), min(power(outputs, 16), most)
+        rows, block = _block(inputs, most), _block(outputs, most)
         tiles = triton.cdiv(inputs, rows) * triton.cdiv(outputs, block) * slots * self.fits
         # One program a processor: others do dgrad, and every split is read once more.
         room = self.architecture.processors // tiles
@@ -232,6 +232,16 @@ class Tiles:
             depth, stage = 32, stage * 32 // depth
         buffers = room // stage + (not self.architecture.warpgroups)
         return depth, max(2, min(4, buffers))
+
+
+def _block(channels: int, most: int) -> int:
+    """Return how many channels to take at a time, a power of 2.
+
+    Masks of a block that is not full take registers, which a large tile lacks: then half as many.
+    """
+    if channels > most and channels % most:
+        most //= 2
+    return max(16, min(power(channels), most))
 
 
 def _cut(pixels: int, rows: int, columns: int) -> tuple[int, int]:
