@@ -77,8 +77,9 @@ def backward(
             type.
         tile_dgrad: So many pixels and `outputs` channels of x a program, `inputs` channels of dy a
             product.
-        tile_wgrad: `rows * columns` channels of x and `outputs` channels of dy a program, `inputs`
-            pixels a product. A launch has as many warps as the tile that asks for more.
+        tile_wgrad: `rows * columns` pairs of slot and channel of x and `outputs` channels of dy a
+            program, `inputs` pixels a product. A launch has as many warps as the tile that asks for
+            more.
         dx: [F, H, W, I] in the storage type, written: the gradient before x's activation, or
             without `norm` that of x's value. None: not wanted.
         dweight: [F, splits, <shape of weight without F>] float32, written: partial sums.
@@ -91,13 +92,12 @@ def backward(
     """
     fits, height, width, inputs = x.raw.shape
     outputs, splits = weight.shape[-1], dweight.shape[1]
-    slots = geometry.groups**2 * geometry.size**2
+    groups, matrix = geometry.groups**2, geometry.size**2 * inputs
     members = geometry.members(height), geometry.members(width)
     columns = min(16, tile_wgrad.inputs, triton.next_power_of_2(members[1]))
-    block_i, block_o = _block(tile_wgrad.pixels, inputs), _block(tile_wgrad.outputs, outputs)
-    blocks = triton.cdiv(inputs, block_i)
-    shares = triton.cdiv(outputs, block_o) * slots * splits
-    programs = blocks * shares
+    block_r, block_o = _block(tile_wgrad.pixels, matrix), _block(tile_wgrad.outputs, outputs)
+    shares = triton.cdiv(outputs, block_o) * groups * splits
+    programs = triton.cdiv(matrix, block_r) * shares
     arguments: dict[str, Tensor | int | float | None] = {
         "x_ptr": x.raw,
         "affine_ptr": x.affine,
@@ -113,7 +113,7 @@ def backward(
         "wgrads": programs,
     }
     arguments |= dict.fromkeys(_OPTIONAL) | {"add_ptr": add}
-    products = fits * members[0] * members[1] * slots * inputs * outputs * (1 + (dx is not None))
+    products = fits * members[0] * members[1] * groups * matrix * outputs * (1 + (dx is not None))
     traffic = size(*x[:2], dy, dx, add, dweight, None if dx is None else weight)
     if scale is not None:
         arguments |= {
@@ -124,13 +124,13 @@ def backward(
             "ds_ptr": scale.gradient,
             "join_dgamma_ptr": scale.dgamma,
             "join_parameters": scale.dgamma.stride(0),
-            "shares_ptr": allocate((fits * shares * inputs,), torch.float32),
-            "arrivals_ptr": allocate((fits * blocks,), torch.int32),
+            "shares_ptr": allocate((fits * shares * matrix,), torch.float32),
+            "arrivals_ptr": allocate((fits,), torch.int32),
         }
         traffic += size(*scale)
     if side is not None:
         side_splits, few = side.dweight.shape[1], side.weight.shape[-1]
-        programs += blocks * side_splits
+        programs += triton.cdiv(inputs, _block(tile_wgrad.pixels, inputs)) * side_splits
         arguments |= {
             "side_du_ptr": side.dy.du,
             "side_y_ptr": side.dy.y,
@@ -185,7 +185,7 @@ def backward(
             "STAGES": tile_dgrad.stages,
             "SUM_ROWS": tile_wgrad.inputs // columns,
             "SUM_COLUMNS": columns,
-            "BLOCK_I": block_i,
+            "BLOCK_R": block_r,
             "BLOCK_O": block_o,
             "SUM_STAGES": tile_wgrad.stages,
         },
@@ -225,9 +225,10 @@ def _backward(
     SIDE: tl.constexpr, ACT: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
     BEFORE: tl.constexpr, PAD: tl.constexpr, PIXELS: tl.constexpr, BLOCK_DX: tl.constexpr,
     BLOCK_DY: tl.constexpr, STAGES: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_COLUMNS: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, SUM_STAGES: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, SUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     pid, fit = tl.program_id(0), tl.program_id(1)
+    BLOCK_I: tl.constexpr = max(16, min(BLOCK_R, triton.next_power_of_2(IN)))
     sides = 0
     if side_du_ptr is not None:
         sides = tl.cdiv(IN, BLOCK_I) * side_splits
@@ -236,7 +237,7 @@ def _backward(
             pid, fit, H, W, x_ptr, affine_ptr, dy_ptr, None, None, dweight_ptr, splits,
             master_ptr, masters, taps, join_ptr, ds_ptr, join_dgamma_ptr, join_parameters,
             shares_ptr, arrivals_ptr,
-            IN, OUT, ACT, KIND, K, S, BEFORE, PAD, SUM_ROWS, SUM_COLUMNS, BLOCK_I, BLOCK_O,
+            IN, OUT, ACT, KIND, K, S, BEFORE, PAD, SUM_ROWS, SUM_COLUMNS, BLOCK_R, BLOCK_O,
             SUM_STAGES,
         )  # fmt: skip
     elif pid < wgrads + sides:

@@ -265,6 +265,9 @@ def dgrad(
     GROUPS: tl.constexpr = 1 if KIND == "conv" else 2
     DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
     EDGE: tl.constexpr = _edge(KIND, K, BEFORE)
+    # In the ring a thread keeps where each pixel lies that it loads from: fewer channels, fewer
+    # pixels. A large tile has no registers for more.
+    LESS_O: tl.constexpr = max(16, BLOCK_O // 2) if PIXELS * BLOCK_I >= 16384 else BLOCK_O
     LOW: tl.constexpr = _ring(EDGE, S)[0]
     HIGH: tl.constexpr = _ring(EDGE, S)[1]
     blocks = tl.cdiv(IN, BLOCK_I)
@@ -318,7 +321,7 @@ def dgrad(
     g = _sum(
         g, split, splits, not inside, dy_ptr, weight_ptr, y, x, odd_y, odd_x, first_y, first_x,
         low_y, low_x, high_y, high_x, c, H, W, False, IN, OUT, KIND, K, S, BEFORE, PAD, BLOCK_I,
-        BLOCK_O, STAGES,
+        LESS_O, STAGES,
     )  # fmt: skip
 
     complete = True

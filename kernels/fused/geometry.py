@@ -113,8 +113,8 @@ def source(
     inside = (row >= 0) & (row < side)
     if PAD == "reflection":
         if KIND == "conv":
-            row = tl.abs(row)
-            row = (side - 1) - tl.abs((side - 1) - row)
+            row = tl.maximum(row, -row)
+            row = tl.minimum(row, 2 * (side - 1) - row)
         inside = row == row
     return tl.minimum(tl.maximum(row, 0), side - 1), inside
 

@@ -76,12 +76,12 @@ def backward(plan: Plan, node: Conv) -> None:
     members = tuple(geometry.members(side) for side in (height, width))
     dy = _settle(plan, node, (plan.fits, *members, outputs))
     pixels = members[0] * members[1]
-    tile = plan.tiles.weights(pixels, inputs, outputs, size**2)
+    tile = plan.tiles.weights(pixels, size**2 * inputs, outputs)
     rider, side = node.rider, None
     if rider is not None:
         other = plan.made[rider].gradient
         few = rider.shape[2]
-        splits = plan.tiles.weights(height * width, inputs, few, 1).splits
+        splits = plan.tiles.weights(height * width, inputs, few).splits
         dweight = plan.partial(rider.weight, splits)
         side = Side(other, plan.weight(rider.weight), dweight)
     norm, pull, dx, add = plan.receive(node, node.x)

@@ -174,7 +174,7 @@ def backward(plan: Plan, node: Join) -> None:
     # The convolution of the small map.
     geometry = Geometry(node.up, 2, 1, 1, node.pad)
     members = geometry.members(height), geometry.members(width)
-    tile = plan.tiles.weights(members[0] * members[1], channels, outputs, 16)
+    tile = plan.tiles.weights(members[0] * members[1], 4 * channels, outputs, 4)
     dfolded = borrow((fits, tile.splits, *joined.folded.shape[1:]), torch.float32)
     deep_ds = borrow((fits, channels), torch.float32)
     deep_norm, deep_pull, deep_du = plan.take(node.deep)
@@ -257,7 +257,7 @@ def _backward_skip(plan: Plan, node: Join, dy: Tensor | None) -> tuple[Tensor, T
                 bilinear=False,
             )
         )
-    tile = plan.tiles.weights(height * width, channels, outputs, 9)
+    tile = plan.tiles.weights(height * width, 9 * channels, outputs)
     g = borrow((fits, height, width, channels), plan.dtype)
     dskip = borrow((fits, tile.splits, *weight.shape[1:]), torch.float32)
     ds = borrow((fits, channels), torch.float32)

@@ -132,16 +132,22 @@ class Tiles:
         return Tile(high, across, block, depth, splits, 4, stages)
 
     @_tunable
-    def weights(self, pixels: int, inputs: int, outputs: int, slots: int) -> Tile:
-        """Cut the gradient of a convolution's weights: a block of inputs, summed over pixels.
+    def weights(self, pixels: int, matrix: int, outputs: int, groups: int = 1) -> Tile:
+        """Cut the gradient of a convolution's weights: a block of a matrix, summed over pixels.
+
+        Args:
+            pixels: Pixels of one group of outputs.
+            matrix: Rows of the weight of a group, seen as a matrix: slots times inputs.
+            outputs: Its columns.
+            groups: Groups of rows and columns together.
 
         Returns:
-            `rows` is the block of inputs (with `columns` 1), `inputs` the pixels of one product.
+            `rows` is the block of rows (with `columns` 1), `inputs` the pixels of one product.
         """
         most = 64 if self.wide else 128
         depth = 16 if self.wide else 64
-        rows, block = _block(inputs, most), _block(outputs, most)
-        tiles = triton.cdiv(inputs, rows) * triton.cdiv(outputs, block) * slots * self.fits
+        rows, block = _block(matrix, most), _block(outputs, most)
+        tiles = triton.cdiv(matrix, rows) * triton.cdiv(outputs, block) * groups * self.fits
         # One program a processor: others do dgrad, and every split is read once more.
         room = self.architecture.processors // tiles
         splits = max(1, min(room, triton.cdiv(pixels, 4 * depth)))

@@ -85,6 +85,7 @@ class Case:
     wanted: bool = True  # dx
     shared: int = 1  # programs that share a sum of dgrad
     block: int = 16  # channels of a program of dgrad
+    rows: int = 16  # of a block of a weight, seen as a matrix
     found: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ class Case:
         launch = backward(
             "test", x, self.weight, self.dy, self.geometry,
             Tile(4, 4, outputs=self.block, inputs=16, splits=self.shared, warps=4, stages=2),
-            Tile(rows=16, columns=1, outputs=16, inputs=32, warps=4, stages=2), allocate,
+            Tile(rows=self.rows, columns=1, outputs=16, inputs=32, warps=4, stages=2), allocate,
             dx=dx, dweight=dweight, norm=norm, pull=pull, side=side, scale=scale,
         )  # fmt: skip
         launch()
@@ -244,6 +245,9 @@ STRIDED = Geometry(stride=2)
         Case((2, 7, 5, 5), 4, STRIDED, act="LeakyReLU", side=4, shared=6),
         Case((1, 5, 4, 72), 4, CONV, act="LeakyReLU", shared=2, block=128, splits=1),
         Case((1, 3, 5, 40), 4, CONV, act="ELU", block=64, splits=1),
+        # Blocks of a weight with parts of several slots.
+        Case((1, 3, 4, 20), 4, NEAREST, scale=True, rows=32),
+        Case((1, 4, 3, 8), 4, CONV._replace(pad="zero"), act="Swish", rows=64),
     ],
     ids=repr,
 )
