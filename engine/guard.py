@@ -79,5 +79,5 @@ class Guard:
 
 
 def finite(statistics: "Statistics") -> bool:
-    """Return whether loss and residual are finite."""
-    return math.isfinite(statistics.loss) and math.isfinite(statistics.residual)
+    """Return whether loss, residual and weights are finite."""
+    return all(map(math.isfinite, (statistics.loss, statistics.residual, statistics.weights)))

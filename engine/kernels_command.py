@@ -72,8 +72,9 @@ def survey(
     """Compile a network's launches and model its steps, as plain values for JSON.
 
     Returns:
-        kernels (one for each specialisation and architecture), steps (one for each GPU and size
-        whose architecture was asked for; times are *modelled*) and breaches (one line each).
+        kernels (one for each specialisation and architecture; those of a reading, too), steps (one
+        for each GPU and size whose architecture was asked for; times are *modelled*, readings left
+        out) and breaches (one line each).
 
     Raises:
         ConfigError: An architecture is unknown.
@@ -100,10 +101,16 @@ def survey(
         for arch in archs
         for side in sizes
     }
+    now_and_then = [
+        (launch, arch)
+        for arch in archs
+        for launch in plans.readings(network, sizes[0], sizes[0], arch, dtype)
+    ]
     wanted = [(launch, arch) for (arch, _), step in planned.items() for launch in step]
-    compiled = iter(inspect.compile_launches(wanted, jobs))
+    compiled = iter(inspect.compile_launches([*wanted, *now_and_then], jobs))
     made = {key: [(launch, next(compiled)) for launch in step] for key, step in planned.items()}
-    rows = _kernels([pair for step in made.values() for pair in step])
+    apart = [(launch, next(compiled)) for launch, _ in now_and_then]
+    rows = _kernels([pair for step in made.values() for pair in step] + apart)
     steps = [
         _step(gpu, side, made[gpu.arch, side], cost.ROOF[gpu.name].get(side) if default else None)
         for gpu in cost.GPUS

@@ -1,5 +1,6 @@
 """One run of a fit: what changes while it goes on, beside the state on the device."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Run:
                 self.tell(Retried(at, self.guard.total, _jump(statistics)))
             return
         seconds = self.elapsed()
-        reading = Reading(*statistics[:-1], seconds)
+        reading = Reading(*statistics[:-2], seconds)
         selected, stop = self.stopping(reading)
         self.reason = stop or self.reason
         if selected and self.stopping.searches:
@@ -249,4 +250,5 @@ def iterate(step: Step, runs: Mapping[int, Run], interrupted: Callable[[], bool]
 
 
 def _jump(statistics: Statistics) -> str:
-    return f"a loss of {statistics.loss:.3g} and a residual of {statistics.residual:.3g}"
+    line = f"a loss of {statistics.loss:.3g} and a residual of {statistics.residual:.3g}"
+    return line if math.isfinite(statistics.weights) else f"{line}, and weights that are not finite"

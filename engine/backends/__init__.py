@@ -4,12 +4,13 @@ import torch
 
 from flashdip.engine.backends.base import Backend
 from flashdip.engine.backends.eager import EagerBackend
+from flashdip.engine.backends.graphed import GraphedBackend
 from flashdip.engine.backends.triton import TritonBackend
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, UnavailableError
 
 REFERENCE = EagerBackend("reference", ("fp32", "fp64"))
-NATIVE = EagerBackend("native", ("bf16", "fp32"))
+NATIVE = GraphedBackend("native", ("bf16", "fp32"))
 TRITON = TritonBackend()
 
 BACKENDS: tuple[Backend, ...] = (TRITON, NATIVE, REFERENCE)  # in order of preference

@@ -35,6 +35,7 @@ class Statistics(NamedTuple):
     windowed_variance: float
     moving_variance: float
     squared_error: float  # of the averaged output against the truth; NaN without one
+    weights: float  # sum of the squared parameters, which the next output will be drawn with
 
 
 class Slot(Protocol):

@@ -57,8 +57,12 @@ class EagerBackend:
         truth: Tensor | None,
     ) -> "EagerStep":
         """Build the step; nothing is compiled."""
-        ops = importlib.import_module(f"flashdip.kernels.{self.name}")
-        return EagerStep(ops, problem, config, device, DTYPES[precision], truth)
+        return EagerStep(self.ops(), problem, config, device, DTYPES[precision], truth)
+
+    def ops(self) -> OpSet[Tensor]:
+        """Return the op set."""
+        ops: OpSet[Tensor] = importlib.import_module(f"flashdip.kernels.{self.name}")
+        return ops
 
 
 class EagerStep:
@@ -120,16 +124,8 @@ class EagerStep:
             for slot in self.slots
         ]
         x = self.ops.perturb(self.z, self.table, offsets, config.perturbation, self.dtype)
-        output = self.network.forward(self.ops, self.leaves, x)
-        output = output[..., : self.size[0], : self.size[1]]
-        residual = self.watch.operator(output) - self.watch.observation
-        loss = residual.square().reshape(len(self.slots), -1).mean(1)  # [F]
-        # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
-        gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
+        output, loss = self.differentiate(x)
         with torch.no_grad():
-            for target, gradient in zip(self.network.views(self.gradients), gradients, strict=True):
-                if gradient is not None:
-                    target.copy_(gradient)
             for slot in self.slots:
                 own = slice(slot.index, slot.index + 1)
                 self.ops.adam(
@@ -143,11 +139,25 @@ class EagerStep:
                     eps=config.eps,
                 )
             iterations = [slot.iteration for slot in self.slots]
-            self.watch.update(output.detach(), loss.detach(), iterations)
+            self.watch.update(output, loss, iterations)
+
+    def differentiate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the gradients; return output, [F, C, H, W], and loss, [F], of a perturbed input."""
+        output = self.network.forward(self.ops, self.leaves, x)
+        output = output[..., : self.size[0], : self.size[1]]
+        residual = self.watch.operator(output) - self.watch.observation
+        loss = residual.square().reshape(len(self.slots), -1).mean(1)
+        # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
+        gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
+        with torch.no_grad():
+            for target, gradient in zip(self.network.views(self.gradients), gradients, strict=True):
+                if gradient is not None:
+                    target.copy_(gradient)
+        return output.detach(), loss.detach()
 
     def read(self) -> list[Statistics]:
         """Wait for the device; return the last statistics of each fit."""
-        return self.watch.read([slot.iteration for slot in self.slots])
+        return self.watch.read([slot.iteration for slot in self.slots], self.trained["parameters"])
 
     def measure(self, due: Sequence[int]) -> list[tuple[int, Statistics]]:
         """Wait for the device; return the statistics of the slots that are due."""

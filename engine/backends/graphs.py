@@ -8,11 +8,16 @@ on: without one, repetitions are made one by one, and only their composition is 
 import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 SIZES = (10, 4, 1)  # repetitions in a graph
+_WARM_UP = 3  # times
+
+T = TypeVar("T")
 
 
 def compose(count: int, sizes: Iterable[int] = SIZES) -> list[int]:
@@ -77,6 +82,40 @@ def _captured(
             with _without_collection(), torch.cuda.graph(graphs[-1], stream=stream):
                 repeated(size)()
     return [graph.replay for graph in graphs]
+
+
+@dataclass(frozen=True)
+class Captured(Generic[T]):
+    """Work in a graph.
+
+    Attributes:
+        result: What it returned: replays write it anew, in the same memory.
+        replay: Does it, without waiting for the device.
+    """
+
+    result: T
+    replay: Callable[[], None]
+
+
+def capture(work: Callable[[], T], device: torch.device) -> Captured[T]:
+    """Capture work that allocates what it returns and uses.
+
+    Args:
+        work: Run a few times before, on another stream, so that libraries choose their kernels;
+            what it writes beside its result must not depend on how often it is run.
+        device: One that has CUDA graphs.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with _without_collection(), torch.cuda.graph(graph):
+            result = work()
+    return Captured(result, graph.replay)
 
 
 class Mail:

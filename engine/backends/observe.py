@@ -106,8 +106,13 @@ class Observer:
         image = self.averaged(self.average, self.output)[fit : fit + 1]
         return self.corrected(image, iteration)
 
-    def read(self, iterations: Sequence[int]) -> list[Statistics]:
-        """Wait for the device, once; return the statistics of each fit after so many iterations."""
+    def read(self, iterations: Sequence[int], parameters: Tensor) -> list[Statistics]:
+        """Wait for the device, once; return the statistics of each fit after so many iterations.
+
+        Args:
+            iterations: Of each fit.
+            parameters: [F, P].
+        """
         with torch.no_grad():
             images = [self.image(fit, iteration) for fit, iteration in enumerate(iterations)]
             ideals = self.operator(images[0] if len(images) == 1 else torch.cat(images)).split(1)
@@ -119,11 +124,12 @@ class Observer:
                     )
                 ]
             )
+            values = torch.cat([values, parameters.square().sum(1, keepdim=True)], 1)
             rows = zip(iterations, values.tolist(), strict=True)
             return [Statistics(iteration, *row) for iteration, row in rows]
 
     def _statistics(self, fit: int, iteration: int, image: Tensor, ideal: Tensor) -> Tensor:
-        """Return the fields of `Statistics` but the first for one fit, still on the device.
+        """Return the inner fields of `Statistics` for one fit, still on the device.
 
         Args:
             fit: Its place.

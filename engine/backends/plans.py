@@ -151,10 +151,25 @@ def launches(
         dtype: Storage type.
         fits: Fits in one launch.
     """
+    return _denoising(config, (height, width), arch, dtype, fits).launches
+
+
+def readings(
+    config: SkipConfig, height: int, width: int, arch: str, dtype: torch.dtype, fits: int = 1
+) -> "list[Launch]":
+    """Return the launches of a reading, which follow some of the steps; see `launches`."""
+    reading = _denoising(config, (height, width), arch, dtype, fits).reading
+    assert reading is not None
+    return reading.launches
+
+
+def _denoising(
+    config: SkipConfig, size: tuple[int, int], arch: str, dtype: torch.dtype, fits: int
+) -> "Program":
     from flashdip.kernels.fused.tiles import ARCHITECTURES
 
     fit = FitConfig(network=config, stop=("es-wmv",))
-    return planned(fit, (height, width), dtype, ARCHITECTURES[arch], fits).launches
+    return planned(fit, size, dtype, ARCHITECTURES[arch], fits)
 
 
 def architecture(device: torch.device) -> "Architecture":

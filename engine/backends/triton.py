@@ -32,7 +32,7 @@ class TritonBackend:
     """Our kernels on NVIDIA GPUs; in Triton's interpreter also on a CPU, for tests."""
 
     name = "triton"
-    devices: tuple[str, ...] = ("cuda",)
+    devices: tuple[str, ...] = ("cuda", "xpu", "mps")  # where it says why it cannot run
 
     def unavailable(self, device: torch.device, config: FitConfig) -> list[str]:
         """Return the reasons why this backend cannot run there; empty if it can."""
@@ -186,7 +186,7 @@ class TritonStep:
 
     def read(self) -> list[Statistics]:
         """Wait for the device; return the last statistics of each fit."""
-        return self.watch.read([slot.iteration for slot in self.slots])
+        return self.watch.read([slot.iteration for slot in self.slots], self.trained["parameters"])
 
     def measure(self, due: Sequence[int]) -> Iterator[tuple[int, Statistics]]:
         """Take a reading, and return the one before: the device may be at work on the newest."""

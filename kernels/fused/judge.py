@@ -24,7 +24,7 @@ _WIDTH = 8  # of a row of sums
 
 BOARD = (
     *("iteration", "loss", "residual", "noise", "windowed_variance", "moving_variance"),
-    *("squared_error", "readings"),
+    *("squared_error", "weights", "readings"),
 )
 BOOKS = (
     *("stopped", "loss", "good_iteration", "in_a_row", "failed_at", "total"),
@@ -102,6 +102,7 @@ class Observed(NamedTuple):
         clipped: Whether noise was clipped, [F] int32.
         divisors: Of the image after so many iterations, [iterations + 1].
         loss: [F].
+        parameters: [F, P].
         window: [length, F, n]; or None.
         moving_variance: [F]; or None.
     """
@@ -116,6 +117,7 @@ class Observed(NamedTuple):
     clipped: Tensor
     divisors: Tensor
     loss: Tensor
+    parameters: Tensor
     window: Tensor | None
     moving_variance: Tensor | None
 
@@ -160,6 +162,7 @@ def _judge(
     known, good = tl.load(book_ptr + 1), tl.load(book_ptr + 2)
     row, failed_at, total = tl.load(book_ptr + 3), tl.load(book_ptr + 4), tl.load(book_ptr + 5)
     sound = (tl.abs(loss) < _INFINITY) & (tl.abs(residual) < _INFINITY)
+    sound = sound & (tl.load(board_ptr + 7) < _INFINITY)
     sound = sound & (loss <= tl.load(limits_ptr) * known)
     calm = sound & (now >= failed_at + careful)
     row = tl.where(sound, tl.where(calm, 0.0, row), row + 1)
@@ -200,8 +203,8 @@ def _judge(
                                "retries", "careful", "start", "patience"])  # fmt: skip
 def _read_kernel(
     image_ptr, ideal_ptr, mask_ptr, target_ptr, measured_ptr, truth_ptr, sigma_ptr, clipped_ptr,
-    divisors_ptr, loss_ptr, window_ptr, moving_ptr, counters_ptr, keys_ptr, prefixes_ptr,
-    scale_ptr, books_ptr, actions_ptr, board_ptr, limits_ptr, rows_ptr, arrived_ptr, count,
+    divisors_ptr, loss_ptr, parameters_ptr, window_ptr, moving_ptr, counters_ptr, keys_ptr,
+    prefixes_ptr, scale_ptr, books_ptr, actions_ptr, board_ptr, limits_ptr, rows_ptr, arrived_ptr, P, count,
     entries, length, samples, every, iterations, retries, careful, start, patience, unknown,
     BLOCK: tl.constexpr, SAMPLES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -232,28 +235,32 @@ def _read_kernel(
         image = tl.load(image_ptr + of, valid, other=0.0) / divisor
         off = tl.where(valid, image - tl.load(truth_ptr + of, valid, other=0.0), 0.0)
         tl.store(row + 3, tl.sum(off * off))
+        live = at < P
+        parameters = tl.load(parameters_ptr + base * P + at, live, other=0.0)
+        tl.store(row + 5, tl.sum(parameters * parameters))
         if window_ptr is not None:
             # About the first output, from which the others differ little: no digits are lost.
             at = program * SAMPLES + tl.arange(0, SAMPLES)
-            window_ptr += base * samples + at
-            first = tl.load(window_ptr, at < samples, other=0.0)
+            ring = window_ptr + base * samples + at
+            first = tl.load(ring, at < samples, other=0.0)
             plain = tl.zeros([SAMPLES], tl.float32)
             squares = tl.zeros([SAMPLES], tl.float32)
             for begin in range(0, length, 8):
                 j = begin + tl.arange(0, 8)
-                live = (j < length)[:, None] & (at < samples)[None, :]
-                place = window_ptr[None, :] + (j.to(tl.int64) * fits * samples)[:, None]
-                off = tl.where(live, tl.load(place, live, other=0.0) - first[None, :], 0.0)
-                plain += tl.sum(off, 0)
-                squares += tl.sum(off * off, 0)
+                there = (j < length)[:, None] & (at < samples)[None, :]
+                place = ring[None, :] + (j.to(tl.int64) * fits * samples)[:, None]
+                apart = tl.where(there, tl.load(place, there, other=0.0) - first[None, :], 0.0)
+                plain += tl.sum(apart, 0)
+                squares += tl.sum(apart * apart, 0)
             plain /= length
             tl.store(row + 4, tl.sum(tl.maximum(squares / length - plain * plain, 0.0)))
         last, total_ptr = sum_rows(rows_ptr, arrived_ptr, program, programs, fit, WIDTH)
         if last:
             board_ptr += fit * _BOARD
-            seen = tl.load(total_ptr + 2, cache_modifier=".cg")
-            residual = tl.sqrt(tl.load(total_ptr, cache_modifier=".cg") / seen)
-            noise = tl.sqrt(tl.load(total_ptr + 1, cache_modifier=".cg") / seen) + 0 * sigma
+            entries_seen = tl.load(total_ptr + 2, cache_modifier=".cg")
+            residual = tl.sqrt(tl.load(total_ptr, cache_modifier=".cg") / entries_seen)
+            noise = tl.sqrt(tl.load(total_ptr + 1, cache_modifier=".cg") / entries_seen)
+            noise += 0 * sigma  # unknown where that is
             tl.store(board_ptr, iteration.to(tl.float64))
             tl.store(board_ptr + 1, tl.load(loss_ptr + fit).to(tl.float64))
             tl.store(board_ptr + 2, residual.to(tl.float64))
@@ -268,7 +275,9 @@ def _read_kernel(
             tl.store(board_ptr + 6, error.to(tl.float64))
             readings = tl.load(books_ptr + 10) + 1
             tl.store(books_ptr + 10, readings)
-            tl.store(board_ptr + 7, readings)
+            weights = tl.load(total_ptr + 5, cache_modifier=".cg")
+            tl.store(board_ptr + 7, weights.to(tl.float64))
+            tl.store(board_ptr + 8, readings)
             tl.debug_barrier()  # the board is written
             _judge(
                 books_ptr, limits_ptr, board_ptr, counters_ptr + fit, keys_ptr + fit,
@@ -292,7 +301,8 @@ def read(
     """
     fits, count, entries = len(of.image), of.image[0].numel(), of.target[0].numel()
     samples = 0 if of.window is None else of.window.shape[2]
-    programs = max(triton.cdiv(max(count, entries), _ELEMENTS), triton.cdiv(samples, _SAMPLES))
+    largest = max(count, entries, of.parameters.shape[1])
+    programs = max(triton.cdiv(largest, _ELEMENTS), triton.cdiv(samples, _SAMPLES))
     rows, arrived = sum_shapes(fits, programs, _WIDTH)
     return Launch(
         name,
@@ -309,6 +319,7 @@ def read(
             "clipped_ptr": of.clipped,
             "divisors_ptr": of.divisors,
             "loss_ptr": of.loss,
+            "parameters_ptr": of.parameters,
             "window_ptr": of.window,
             "moving_ptr": of.moving_variance,
             "counters_ptr": state.counters,
@@ -321,6 +332,7 @@ def read(
             "limits_ptr": limits,
             "rows_ptr": allocate(rows, torch.float32),
             "arrived_ptr": allocate(arrived, torch.int32),
+            "P": of.parameters.shape[1],
             "count": count,
             "entries": entries,
             "length": 0 if of.window is None else len(of.window),
@@ -335,5 +347,6 @@ def read(
         },
         {"BLOCK": _ELEMENTS, "SAMPLES": _SAMPLES, "WIDTH": _WIDTH},
         flops=40 * fits * entries + 5 * size(of.window) // 4,
-        bytes=size(of.image, of.ideal, of.mask, of.target, of.measured, of.truth, of.window),
+        bytes=size(of.image, of.ideal, of.mask, of.target, of.measured, of.truth, of.window)
+        + size(of.parameters),
     )

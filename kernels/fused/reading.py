@@ -99,6 +99,7 @@ def plan_reading(
         clipped,
         divisors.float().to(device),
         images.loss,
+        trained["parameters"],
         images.window,
         images.moving_variance,
     )

@@ -85,9 +85,9 @@ class FakeSlot:
         self.iteration, self.value = iteration, self.good
 
 
-def statistics(iteration: int, loss: float) -> Statistics:
+def statistics(iteration: int, loss: float, weights: float = 1.0) -> Statistics:
     """Statistics with a loss."""
-    return Statistics(iteration, loss, loss, *[math.nan] * 4)
+    return Statistics(iteration, loss, loss, *[math.nan] * 4, weights)
 
 
 def test_guard_goes_back_with_other_noise_and_half_the_rate() -> None:
@@ -110,8 +110,8 @@ def test_guard_gives_up() -> None:
     slot = FakeSlot()
     guard = Guard(slot, retries=2)  # type: ignore[arg-type]
     exhausted = []
-    for _ in range(3):
-        assert not guard.accept(statistics(10, math.nan))
+    for loss, weights in ((math.nan, 1.0), (0.1, math.nan), (0.1, math.inf)):
+        assert not guard.accept(statistics(10, loss, weights))
         exhausted.append(guard.exhausted)
     assert exhausted == [False, False, True]
     assert (slot.iteration, guard.total) == (0, 2)

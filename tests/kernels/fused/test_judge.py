@@ -130,8 +130,9 @@ def test_statistics_are_those_of_the_host(name: str) -> None:
         case.watch.window.copy_(plain.window)
         case.watch.moving_variance.copy_(plain.moving_variance)
         case.counters.fill_(iteration)
+        case.trained["parameters"].copy_(random(2, 1500, seed=iteration))
         case.planned.state.books[:, BOOKS.index("loss")] = math.inf
-        exact = plain.read([iteration] * 2)
+        exact = plain.read([iteration] * 2, case.trained["parameters"])
         for row, expected in zip(case.read(), exact, strict=True):
             found = Statistics(int(row["iteration"]), *[row[f] for f in Statistics._fields[1:]])
             assert found == pytest.approx(expected, rel=2e-5, nan_ok=True)
@@ -205,6 +206,8 @@ def test_decisions_are_those_of_the_host(stop: Any, seed: int) -> None:
             loss = 10 ** (-3 + float(draw(1)))
             bad = float(draw(1))
             loss = math.nan if bad < 0.03 else math.inf if bad < 0.06 else loss
+            if 0.06 <= bad < 0.09:
+                case.trained["parameters"][fit, -1] = math.nan
             case.watch.loss[fit] = loss * (20 if bad > 0.95 else 1)
             case.watch.window[:, fit] = draw(*case.watch.window[:, fit].shape)
             host.iteration = iteration
@@ -221,7 +224,7 @@ def test_decisions_are_those_of_the_host(stop: Any, seed: int) -> None:
             row = board[fit]
             found = Statistics(int(row["iteration"]), *[row[f] for f in Statistics._fields[1:]])
             if guard.accept(found):
-                verdict = stoppings[fit](Reading(*found[:-1], 0.0))
+                verdict = stoppings[fit](Reading(*found[:-2], 0.0))
                 reasons[fit] = verdict.stop
                 if verdict.select and stoppings[fit].searches:
                     best = {"parameters": host.state["parameters"], "image": host.state["average"]}
