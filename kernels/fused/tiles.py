@@ -179,7 +179,7 @@ class Tiles:
         tile, block = 32 if self.architecture.warpgroups else 16, power(channels, 16)
         places = 2 * self.architecture.processors // self.fits
         programs = max(1, min(triton.cdiv(pixels, tile), places))
-        return Tile(1, tile, block, block, programs, 8 if self.wide else 4, 2)
+        return Tile(1, tile, block, block, programs, 8 if self.wide or block > 128 else 4, 2)
 
     @_tunable
     def elementwise(self, channels: int, elements: int = 8192) -> Tile:
