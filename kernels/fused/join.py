@@ -38,6 +38,7 @@ def _moments(
     A lane takes its patch about the patch's first value: nothing cancels where the mean is far
     from 0.
     """
+    tl.static_assert(SMOOTH or HIGH * WIDE == 1)
     n = tl.zeros([y.shape[0], 1], tl.float32)
     total = tl.zeros([y.shape[0], c.shape[0]], tl.float32)
     products = tl.zeros([y.shape[0], c.shape[0]], tl.float32)
@@ -48,7 +49,7 @@ def _moments(
     values, here = row_of(raw_ptr, y, x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH)
     origin = values[0]
     for i in tl.static_range(HIGH):
-        if SMOOTH or i + 1 < HIGH:
+        if SMOOTH:
             ahead, after = row_of(
                 raw_ptr, y + (i + 1), x, height, width, c, live, scale, shift, C, ACT, WIDE, SMOOTH
             )
@@ -56,11 +57,8 @@ def _moments(
             valid = ((y + i < height) & (x + j < width))[:, None]
             if value_ptr is not None:
                 at = ((y + i) * width + x + j)[:, None] * C + c[None, :]
-                tl.store(
-                    value_ptr + at,
-                    narrow(values[j], value_ptr.dtype.element_ty),
-                    valid & live[None, :],
-                )
+                value = narrow(values[j], value_ptr.dtype.element_ty)
+                tl.store(value_ptr + at, value, valid & live[None, :])
             near = smooth(before[j], here[j], after[j]) if SMOOTH else values[j]
             v = tl.where(valid, values[j] - origin, 0.0)
             near = tl.where(valid, near - origin, 0.0)
@@ -68,9 +66,7 @@ def _moments(
             total += v + near
             products += v * near
         if SMOOTH:
-            before = here
-        if SMOOTH or i + 1 < HIGH:
-            values, here = ahead, after
+            before, values, here = here, ahead, after
     total *= 0.5
     off = total / tl.maximum(n, 1.0)
     products -= total * off

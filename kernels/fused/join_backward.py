@@ -81,12 +81,15 @@ def _pass_on(
     inverse = tl.load(affine_ptr + C, live, other=0.0)
     s = tl.load(affine_ptr + 2 * C, live, other=0.0)
     ds = tl.load(ds_ptr + fit * C + c, live, other=0.0)
-    pull = (-s * inverse * inverse * ds / (height * width))[None, :]
-    fixed = pull * mean[None, :]
+    pull = -s * inverse * inverse * ds / (height * width)
     centre = tl.zeros([BLOCK], tl.float32)
     if pending_ptr is not None:
         centre = tl.load(pending_ptr + (fit * 4 + 2) * C + c, live, other=0.0)
 
+    top, left = tile // across * ROWS, tile % across * COLUMNS
+    border = (top <= 1) | (left <= 1)
+    border |= (top + ROWS >= height - 1) | (left + COLUMNS >= width - 1)
+    tl.static_assert(SMOOTH or HIGH * WIDE == 1)
     plain = tl.zeros([y.shape[0], BLOCK], tl.float32)
     along = tl.zeros([y.shape[0], BLOCK], tl.float32)
     if SMOOTH:
@@ -99,10 +102,7 @@ def _pass_on(
         for j in tl.static_range(WIDE):
             mask = ((y + i < height) & (x + j < width))[:, None] & live[None, :]
             if THIN:
-                top, left = tile // across * ROWS, tile % across * COLUMNS
-                low = (top <= 1) | (left <= 1)
-                high = (top + ROWS >= height - 1) | (left + COLUMNS >= width - 1)
-                if low | high:
+                if border:
                     g = _gather(g_ptr, y + i, x + j, height, width, c, mask, C, True)
                 else:
                     g = _gather(g_ptr, y + i, x + j, height, width, c, mask, C, False)
@@ -121,7 +121,7 @@ def _pass_on(
             near = smooth(before[j], here[j], after[j]) if SMOOTH else values[j]
             raw = tl.load(raw_ptr + at, mask, other=0.0).to(tl.float32)
             u = raw * scale[None, :] + shift[None, :]
-            g = given[j] + (pull * near - fixed)
+            g = given[j] + pull[None, :] * (near - mean[None, :])
             du = narrow(tl.where(mask, g * slope(u, ACT), 0.0), du_ptr.dtype.element_ty)
             tl.store(du_ptr + at, du, mask)
             du = du.to(tl.float32)
