@@ -81,6 +81,7 @@ class Plan:
         input: The perturbed input, [F, H, W, C], to be written before the forward pass.
         made: By node, what it left behind.
         joined: By node, what a folded join left behind beside that.
+        apart: By node, the two that stand for a join that is not folded.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Plan:
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.made: dict[Node, Made] = {}
         self.joined: dict[Node, Joined] = {}
+        self.apart: dict[Node, tuple[Concat, Conv]] = {}
         self._shared: dict[Node, Tensor] = {}  # gradients of values to which others will add
 
     def map(self, node: Node) -> Map:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from flashdip.kernels.fused import plan_concat, plan_conv, plan_join
 from flashdip.kernels.fused.plan import Plan
-from flashdip.kernels.fused.record import Concat, Conv, Input, Join, Node
+from flashdip.kernels.fused.record import Conv, Input, Join, Node
 
 
 def forward(plan: Plan, nodes: Sequence[Node]) -> None:
@@ -21,9 +21,7 @@ def forward(plan: Plan, nodes: Sequence[Node]) -> None:
             case Conv():
                 plan_conv.forward(plan, node)
             case Join():
-                plan_join.forward(plan, node)
-            case Concat():
-                plan_concat.forward(plan, node)
+                (plan_join if _folds(plan, node) else plan_concat).forward(plan, node)
 
 
 def backward(plan: Plan, nodes: Sequence[Node]) -> None:
@@ -33,6 +31,9 @@ def backward(plan: Plan, nodes: Sequence[Node]) -> None:
             case Conv():
                 plan_conv.backward(plan, node)
             case Join():
-                plan_join.backward(plan, node)
-            case Concat():
-                plan_concat.backward(plan, node)
+                (plan_join if node in plan.joined else plan_concat).backward(plan, node)
+
+
+def _folds(plan: Plan, node: Join) -> bool:
+    height, width = plan.map(node.deep).raw.shape[1:3]
+    return node.foldable and plan.tiles.folds(height, width, node.up)

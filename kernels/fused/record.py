@@ -79,7 +79,7 @@ class Conv(Node):
 
 @dataclass(eq=False)
 class Join(Node):
-    """A join and its convolution, to be folded into one; see `OpSet.join_conv`."""
+    """A join and its convolution; see `OpSet.join_conv`."""
 
     skip: Node | None
     deep: Node
@@ -96,6 +96,18 @@ class Join(Node):
     def shape(self) -> tuple[int, int, int]:
         """Kernel size, inputs and outputs."""
         return _shape(self.weight)
+
+    @property
+    def foldable(self) -> bool:
+        """Whether join and convolution can be folded into one."""
+        return self.shape[0] == 3 and self.pad == "reflection"
+
+    def apart(self) -> tuple["Concat", Conv]:
+        """Return the join by itself and the convolution of it."""
+        joined = Concat(self.skip, self.deep, self.join_gamma, self.join_beta, self.up)
+        conv = Conv(joined, self.weight, self.gamma, self.beta, 1, "stride", self.pad, self.act)
+        joined.users.append(conv)
+        return joined, conv
 
 
 @dataclass(eq=False)
@@ -163,13 +175,9 @@ class Recorder:
         pad: Pad = "reflection",
         act: Activation = "LeakyReLU",
     ) -> Node:
-        """Record a join with its convolution; or one after the other, where they do not fold."""
-        maps = [deep] if skip is None else [skip, deep]
-        if weight.shape[-1] == 3 and pad == "reflection":
-            node = Join(skip, deep, join_gamma, join_beta, weight, gamma, beta, up, pad, act)
-            return self._keep(node, *maps)
-        x = self._keep(Concat(skip, deep, join_gamma, join_beta, up), *maps)
-        return self.conv_norm_act(x, weight, bias, gamma, beta, pad=pad, act=act)
+        """Record a join."""
+        node = Join(skip, deep, join_gamma, join_beta, weight, gamma, beta, up, pad, act)
+        return self._keep(node, deep, *([] if skip is None else [skip]))
 
     def head(
         self,

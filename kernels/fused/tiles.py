@@ -16,6 +16,7 @@ import triton
 
 from flashdip.kernels.fused import tables
 from flashdip.kernels.fused.launch import Tile
+from flashdip.kernels.opset import Up
 
 
 class Architecture(NamedTuple):
@@ -50,6 +51,9 @@ ARCHITECTURES = {
         Architecture("interpreter", 1, 1 << 30),
     )
 }
+
+
+_SMALL = 256  # pixels; modelled times of both ways cross between this and 1024
 
 
 def power(n: int, least: int = 1) -> int:
@@ -222,6 +226,20 @@ class Tiles:
                 break
         high, across = _cut(pixels, rows, columns)
         return Tile(high, across, block, 16, 1, 4, 1)
+
+    def folds(self, rows: int, columns: int, up: Up) -> bool:
+        """Return whether to fold a join that can be folded.
+
+        It saves products and bytes; bilinear enlargement then takes a launch more, for its filter,
+        which of small maps costs more than all that.
+
+        Args:
+            rows: Rows of the map that is enlarged.
+            columns: Columns of it.
+            up: How it is enlarged.
+        """
+        small = self.fits * rows * columns <= _SMALL and self.architecture.processors > 1
+        return up == "nearest" or not small
 
     @_tunable
     def concat(self, rows: int, columns: int, channels: int) -> Tile:

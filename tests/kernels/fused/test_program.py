@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.triton import TritonStep
+from flashdip.engine.backends.triton import TritonStep, launches
 from flashdip.engine.config import FitConfig
 from flashdip.engine.fit import fit
 from flashdip.engine.networks.skip import Skip, SkipConfig
@@ -19,9 +19,11 @@ from flashdip.engine.problems import Problem
 from flashdip.kernels import noise, reference
 from flashdip.kernels.fused.launch import Launch
 from flashdip.kernels.fused.record import THIN
+from flashdip.kernels.fused.tiles import Tiles
 from tests.kernels.fused.judge import judge
 from tests.kernels.fused.rounded import Rounded
 
+HALF = torch.float16
 FLASH = SkipConfig(inputs=3, upsample=("nearest", "bilinear", "bilinear", "bilinear", "bilinear"))
 # Wide skips at either join; averages beside a thin skip, and beside a wide one that reads 3x3;
 # kernels of one pixel beside a thin skip that reads 3x3.
@@ -175,6 +177,26 @@ def test_other_topologies(network: SkipConfig) -> None:
 def test_joins_by_themselves(network: SkipConfig) -> None:
     """What is not folded, in float32."""
     judge_step(FitConfig(network=network, stop=("fixed",)), problem(1, (16, 16)), torch.float32)
+
+
+def test_joins_that_could_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would be folded otherwise, in fp16."""
+    monkeypatch.setattr(Tiles, "folds", lambda *_: False)
+    judge_step(shrunk(DENOISE, levels=1), problem(), torch.float16)
+
+
+def test_which_joins_fold() -> None:
+    """Only those of small maps do not, and only where that saves the filter's launch."""
+
+    def filtered(fits: int, arch: str = "sm_90", network: SkipConfig = FLASH) -> str:
+        names = [launch.name for launch in launches(network, 256, 256, arch, HALF, fits)]
+        return "".join(name[5] for name in names if name.endswith("up filter"))
+
+    assert filtered(1) == filtered(1, "sm_80") == "21"
+    assert filtered(2) == "321"
+    assert filtered(1, "interpreter") == filtered(16) == "4321"
+    assert filtered(1, network=SkipConfig(pad="zero")) == ""
+    assert sum("join" in launch.name for launch in launches(FLASH, 256, 256, "sm_90", HALF)) == 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
