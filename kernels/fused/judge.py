@@ -204,9 +204,9 @@ def _judge(
 def _read_kernel(
     image_ptr, ideal_ptr, mask_ptr, target_ptr, measured_ptr, truth_ptr, sigma_ptr, clipped_ptr,
     divisors_ptr, loss_ptr, parameters_ptr, window_ptr, moving_ptr, counters_ptr, keys_ptr,
-    prefixes_ptr, scale_ptr, books_ptr, actions_ptr, board_ptr, limits_ptr, rows_ptr, arrived_ptr, P, count,
-    entries, length, samples, every, iterations, retries, careful, start, patience, unknown,
-    BLOCK: tl.constexpr, SAMPLES: tl.constexpr, WIDTH: tl.constexpr,
+    prefixes_ptr, scale_ptr, books_ptr, actions_ptr, board_ptr, limits_ptr, rows_ptr, arrived_ptr,
+    P, count, entries, length, samples, every, iterations, retries, careful, start, patience,
+    unknown, BLOCK: tl.constexpr, SAMPLES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     fit, fits = tl.program_id(1), tl.num_programs(1)

@@ -87,7 +87,8 @@ class FakeSlot:
 
 def statistics(iteration: int, loss: float, weights: float = 1.0) -> Statistics:
     """Statistics with a loss."""
-    return Statistics(iteration, loss, loss, *[math.nan] * 4, weights)
+    unknown = math.nan
+    return Statistics(iteration, loss, loss, unknown, unknown, unknown, unknown, weights)
 
 
 def test_guard_goes_back_with_other_noise_and_half_the_rate() -> None:
