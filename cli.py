@@ -54,6 +54,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure",
         "Benchmark this machine, and compare results.",
     ),
+    "profile": (
+        "flashdip.bench.profile_command:profile",
+        "Measure",
+        "Profile a real fit: time by layer and pass, gaps, memory, and what to fix first.",
+    ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }
 

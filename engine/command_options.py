@@ -143,7 +143,7 @@ class RunOptions:
         options |= {name: getattr(self, name) for name in ("backend", "device", "precision")}
         if self.max_pixels is not None:
             options["max_pixels"] = self.max_pixels
-        return options | {"settings": dict(map(_setting, self.settings or []))}
+        return options | {"settings": dict(map(setting, self.settings or []))}
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -171,7 +171,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting(text: str) -> tuple[str, str]:
+    """Return field and value of what was given to --set.
+
+    Raises:
+        ConfigError: It is not FIELD=VALUE.
+    """
     name, equals, value = text.partition("=")
     if not (equals and name.strip()):
         raise ConfigError(f"--set: expected FIELD=VALUE such as average=none, got {text!r}")
