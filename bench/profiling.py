@@ -76,7 +76,7 @@ def profile_fit(
     step = place.prepare(problem, None)
     if isinstance(step, TritonStep) and place.device.type == "cpu":
         raise UnavailableError("profile: Triton's interpreter tells nothing about its kernels")
-    run = Run(step.slots[0], place.config, problem.sigma, None, lambda event: None)
+    run = Run(step.slots[0], place.config, problem.sigma, place.precision, lambda event: None)
     before = machine.state(place.device)
     with place.memory():
         tell(f"warming up, {WARM_UP} iterations; then {TIMED} are timed")
@@ -121,7 +121,8 @@ def _advance(step: Step, run: Run, device: torch.device, iterations: int) -> Non
             step()
         if run.due():
             with span(READ, device):
-                run.read(run.slot.read())
+                for _, statistics in step.measure([0]):
+                    run.read(statistics)
 
 
 def _judged(

@@ -72,7 +72,7 @@ def overfit(
                 )
             iterations.append(at)
             quality.append(decibels(statistics.squared_error))
-            reading = Reading(*statistics[:-1], 0.0)
+            reading = Reading(*statistics[:-2], 0.0)
             for rule, judge in judges.items():
                 if rules[rule]["stopped"] is not None:
                     continue

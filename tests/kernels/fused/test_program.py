@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.triton import TritonStep, launches
+from flashdip.engine.backends.plans import launches
+from flashdip.engine.backends.triton import TritonStep
 from flashdip.engine.config import FitConfig
 from flashdip.engine.fit import fit
 from flashdip.engine.networks.skip import Skip, SkipConfig
