@@ -180,7 +180,7 @@ class Tiles:
     @_tunable
     def head(self, pixels: int, channels: int) -> Tile:
         """Cut the head: a pass over all pixels whose sums are small, two programs a processor."""
-        tile, block = 32 if self.architecture.warpgroups else 16, power(channels, 16)
+        tile, block = 16, power(channels, 16)
         places = 2 * self.architecture.processors // self.fits
         programs = max(1, min(triton.cdiv(pixels, tile), places))
         return Tile(1, tile, block, block, programs, 8 if self.wide or block > 128 else 4, 2)
