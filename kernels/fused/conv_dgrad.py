@@ -266,8 +266,10 @@ def dgrad(
     DTYPE: tl.constexpr = dx_ptr.dtype.element_ty
     EDGE: tl.constexpr = _edge(KIND, K, BEFORE)
     # In the ring a thread keeps where each pixel lies that it loads from: fewer channels, fewer
-    # pixels. A large tile has no registers for more.
-    LESS_O: tl.constexpr = max(16, BLOCK_O // 2) if PIXELS * BLOCK_I >= 16384 else BLOCK_O
+    # pixels. A large tile has no registers for more, save with four warps to a product of a folded
+    # kind.
+    FULL: tl.constexpr = PIXELS * BLOCK_I < 16384 or (KIND != "conv" and BLOCK_O >= 64)
+    LESS_O: tl.constexpr = BLOCK_O if FULL else max(16, BLOCK_O // 2)
     LOW: tl.constexpr = _ring(EDGE, S)[0]
     HIGH: tl.constexpr = _ring(EDGE, S)[1]
     blocks = tl.cdiv(IN, BLOCK_I)
