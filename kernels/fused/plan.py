@@ -192,12 +192,14 @@ class Plan:
             if offset is None:
                 continue
             parts = self.parts.get(index)
-            for start in range(0, torch.Size(shape).numel(), BLOCK):
+            count = torch.Size(shape).numel()
+            for start in range(0, count, BLOCK):
+                live = min(BLOCK, count - start)
                 if parts is None:
-                    sums.append(Sum(offset + start, fits=self.layout.size))
+                    sums.append(Sum(offset + start, fits=self.layout.size, live=live))
                 else:
                     begin = int(parts.storage_offset() - self._arena.storage_offset()) + start
-                    sums.append(Sum(begin, parts.shape[1], parts.stride(1), parts.stride(0)))
+                    sums.append(Sum(begin, parts.shape[1], parts.stride(1), parts.stride(0), live))
         return sums
 
     def name(self, node: Node) -> str:

@@ -25,13 +25,14 @@ _PRIME = tl.constexpr((1 << 31) - 1)
 
 class Sum(NamedTuple):
     """Where the gradient of a block of parameters lies: gradient[i] of fit f is the sum over
-    j < parts of arena[offset + f fits + j stride + i].
+    j < parts of arena[offset + f fits + j stride + i]; beyond `live` of them there is none.
     """
 
     offset: int
     parts: int = 1
     stride: int = 0
     fits: int = 0
+    live: int = BLOCK
 
 
 def schedule(rates: Sequence[float], betas: tuple[float, float]) -> Tensor:
@@ -57,8 +58,8 @@ def _adam_kernel(
     ALIGNED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     fit = tl.program_id(1)
-    sums_ptr += tl.program_id(0) * 5
-    block, parts = tl.load(sums_ptr), tl.load(sums_ptr + 2)
+    sums_ptr += tl.program_id(0) * 6
+    block, parts, live = tl.load(sums_ptr), tl.load(sums_ptr + 2), tl.load(sums_ptr + 5)
     offset, stride, fits = tl.load(sums_ptr + 1), tl.load(sums_ptr + 3), tl.load(sums_ptr + 4)
     if ALIGNED:
         offset, stride = tl.multiple_of(offset, 4), tl.multiple_of(stride, 4)
@@ -70,7 +71,7 @@ def _adam_kernel(
         j = first + tl.arange(0, TOGETHER)
         part = tl.load(arena_ptr + (j * stride)[:, None] + i[None, :], (j < parts)[:, None], 0.0)
         gradient += tl.sum(part, 0)
-    gradient *= unscale
+    gradient = tl.where(i < live, gradient * unscale, 0.0)  # beyond lies what is another's
 
     step = tl.load(counters_ptr + fit)
     schedule_ptr += 2 * tl.minimum(step, steps - 1)
@@ -119,7 +120,7 @@ def adam(
         moment2: [F, P] float32.
         arena: Gradients times `loss_scale`, [G] float32.
         sums: Where the gradient of each block of BLOCK parameters lies, P / BLOCK of them. A block
-            that is not full is read in full; what its other parameters become does not matter.
+            that is not full is read in full; its other parameters stay as they are.
         schedule: [steps, 2] float32; see the function of that name. Its last row serves for all
             steps beyond it.
         counters: Steps done, [F] int32.
@@ -136,7 +137,7 @@ def adam(
     )
     # Long sums start first, so that none is left alone at the end.
     rows = sorted(((b, *s) for b, s in enumerate(sums)), key=lambda row: -row[2])
-    table = allocate((len(rows), 5), torch.int32).copy_(torch.tensor(rows))
+    table = allocate((len(rows), 6), torch.int32).copy_(torch.tensor(rows))
     added = fits * BLOCK * sum(s.parts for s in sums)
     return Launch(
         name,
