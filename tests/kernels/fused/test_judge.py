@@ -258,3 +258,22 @@ def compare(
         assert torch.equal(case.planned.good[name][fit], tensor), name
     for name, tensor in host.best.items():
         assert torch.equal(case.planned.best[name][fit], tensor), name
+
+
+def test_in_any_order(reversed_order: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever program is last, the board and the books have the same bits."""
+
+    def run() -> list[Tensor]:
+        problem, config = problems()["masked"]
+        case = Case(config, problem, random(2, *problem.shape, seed=7))
+        for name, tensor in (case.trained | case.watch.good()).items():
+            tensor.copy_(random(*tensor.shape, seed=len(name)))
+        case.counters.fill_(5)
+        case.read()
+        return [case.planned.state.board, case.planned.state.books, *case.planned.good.values()]
+
+    mirrored = run()
+    monkeypatch.undo()
+    for one, other in zip(mirrored, run(), strict=True):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    assert not torch.equal(mirrored[-1], torch.zeros_like(mirrored[-1]))
