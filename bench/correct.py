@@ -9,7 +9,7 @@ from torch import Tensor
 from flashdip.bench.cases import PUBLISHED, configuration, picture
 from flashdip.bench.published import skip
 from flashdip.engine.backends import resolve_device, select
-from flashdip.engine.backends.base import Step
+from flashdip.engine.backends.base import DTYPES, Step
 from flashdip.engine.backends.triton import TritonStep
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.problems import Problem
@@ -17,8 +17,9 @@ from flashdip.engine.problems import Problem
 # Largest relative error, in the 2-norm, of the output and the whole gradient after one iteration.
 # They are loose because the quantity is: small activations change sign under rounding. The
 # published network itself, at 64 to 256 pixels a side, is off by 1e-6 and up to 1.3e-2 in float32,
-# by 4e-2 and up to 0.7 under bf16 autocast.
+# by 4e-2 and up to 0.7 under bf16 autocast. Where it is so far off, `TIMES` that is allowed.
 TOLERANCES = {"fp64": (1e-9, 1e-7), "fp32": (1e-4, 5e-2), "bf16": (5e-2, 5e-1)}
+TIMES = 2.0
 TOLERANCES["fp16"] = TOLERANCES["bf16"]  # flashdip.bench.gate judges the kernels more narrowly
 
 
@@ -53,7 +54,7 @@ def published_options(network: SkipConfig) -> dict[str, Any]:
 
 def check(
     size: int, device: str, backend: str, precision: str, name: str = PUBLISHED, fits: int = 1
-) -> tuple[float, float]:
+) -> dict[str, tuple[float, float]]:
     """Compare one iteration of a backend with the published network in float64.
 
     Both start from the backend's initial weights and input, without perturbation; the gradient is
@@ -68,10 +69,10 @@ def check(
         fits: F; the last of them is compared.
 
     Returns:
-        The relative errors, in the 2-norm, of the output and of the gradient.
+        Relative errors in the 2-norm, each with what is allowed: of "output" and "gradient".
 
     Raises:
-        WrongResultError: One of them is above `TOLERANCES` of the precision.
+        WrongResultError: One of them is larger.
     """
     place = resolve_device(device)
     config = dataclasses.replace(configuration(precision, name), perturbation=0.0)
@@ -85,26 +86,36 @@ def check(
     output = slot.image().cpu().double()
 
     network = skip(config.network.inputs, 3, **published_options(config.network)).double()
-    parameters = list(network.parameters())
-    z = start.pop("z").double()
+    z = start.pop("z").double()[None]
     with torch.no_grad():
-        for parameter, value in zip(parameters, start.values(), strict=True):
+        for parameter, value in zip(network.parameters(), start.values(), strict=True):
             parameter.copy_(value)
-    drawn = network(z[None])
-    (drawn - target.double()).square().mean().backward()
-    gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-
-    errors = (
-        _distance(output, drawn.detach()),
-        _distance(first_moments(step)[-1] / (1 - config.betas[0]), gradient),
-    )
-    for kind, error, limit in zip(("output", "gradient"), errors, TOLERANCES[exact], strict=True):
+    truth = _draw(network, z, target.double())
+    found = output, first_moments(step)[-1] / (1 - config.betas[0])
+    errors = [_distance(*pair) for pair in zip(found, truth, strict=True)]
+    allowed = list(TOLERANCES[exact])
+    if any(error > limit for error, limit in zip(errors, allowed, strict=True)):
+        with torch.autocast("cpu", DTYPES[exact], enabled=exact in ("bf16", "fp16")):
+            own = _draw(network.float(), z.float(), target)
+        usual = [TIMES * _distance(*pair) for pair in zip(own, truth, strict=True)]
+        allowed = [max(pair) for pair in zip(allowed, usual, strict=True)]
+    pairs = dict(zip(("output", "gradient"), zip(errors, allowed, strict=True), strict=True))
+    for kind, (error, limit) in pairs.items():
         if not error <= limit:
             raise WrongResultError(
                 f"{backend} ({exact}): the {kind} after one iteration is off by {error:.1e} of its "
-                f"norm, {limit:.0e} is allowed; no figures are shown"
+                f"norm, {limit:.1e} is allowed; no figures are shown"
             )
-    return errors
+    return pairs
+
+
+def _draw(network: torch.nn.Module, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the network's output and the gradient of its loss, in float64."""
+    network.zero_grad()
+    drawn = network(z)
+    (drawn.to(target.dtype) - target).square().mean().backward()
+    gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+    return drawn.detach().double(), torch.cat(gradients).double()
 
 
 def judged(
@@ -121,10 +132,7 @@ def judged(
     for each in sorted({exact, "fp32"}):
         if backend_.unavailable(place, configuration(each, name)):
             continue
-        errors = check(size, device, backend, each, name, fits)
-        for kind, error, limit in zip(
-            ("output", "gradient"), errors, TOLERANCES[each], strict=True
-        ):
+        for kind, (error, limit) in check(size, device, backend, each, name, fits).items():
             found[f"{kind}, {each}"] = {"error": error, "allowed": limit}
     return found
 

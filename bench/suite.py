@@ -51,7 +51,7 @@ def compare(
     plan: Plan,
     *,
     baseline: str = "published",
-    start: Callable[..., contextlib.AbstractContextManager[Worker]] = worker,
+    start: Callable[..., contextlib.AbstractContextManager[Worker]] | None = None,
     meter: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """Measure variants in turns; those that cannot be set up or take too long are left out.
@@ -60,7 +60,7 @@ def compare(
         made: How each is made, and how many iterations of one fit its step makes.
         plan: How long.
         baseline: What ratios are taken to, where it is among them.
-        start: Starts a worker.
+        start: Starts a worker; None: `measure.worker`.
         meter: Joules that the device has used so far; None: energy is not measured.
 
     Returns:
@@ -72,6 +72,7 @@ def compare(
     Raises:
         TimeoutError: There is no time for `FEWEST` rounds.
     """
+    start = start or worker
     deadline = time.monotonic() + plan.seconds
     rows: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}

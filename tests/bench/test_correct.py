@@ -10,9 +10,9 @@ SIZE = 64
 
 
 def test_reference_agrees_with_the_published_network() -> None:
-    output, gradient = check(SIZE, "cpu", "reference", "fp64")
-    assert output < 1e-12
-    assert gradient < 1e-11
+    found = check(SIZE, "cpu", "reference", "fp64")
+    assert found["output"][0] < 1e-12
+    assert found["gradient"][0] < 1e-11
 
 
 def test_another_network_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +28,12 @@ def test_presets_of_our_own_are_judged_too(name: str) -> None:
     found = judged(SIZE, "cpu", "native", "bf16", name)
     assert set(found) == {"output, bf16", "gradient, bf16", "output, fp32", "gradient, fp32"}
     assert all(0 < each["error"] < each["allowed"] for each in found.values())
+
+
+def test_the_last_of_fits_side_by_side_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has weights of its own: compared with those of the first it is wrong."""
+    assert check(SIZE, "cpu", "native", "fp32", "quick", 2)["output"][0] < 1e-4
+    moments = correct.first_moments
+    monkeypatch.setattr(correct, "first_moments", lambda step: moments(step)[:1])
+    with pytest.raises(WrongResultError, match="gradient"):
+        check(SIZE, "cpu", "native", "fp32", "quick", 2)
