@@ -16,9 +16,29 @@ ASYNC_FROM = 16  # channels; fewer do not fill a copy of 16 bytes for each threa
 
 # (kernel, architecture, check): reason. Names of checks are those of `breaches`.
 ALLOWED: dict[tuple[str, str, str], str] = {
-    ("_pointwise_backward", arch, "layout"): "dy is computed, and has to lie in shared memory for "
-    "both products; x comes and its gradient goes in rows of channels, whose products have columns"
+    (kernel, arch, check): reason
     for arch in ARCHITECTURES
+    for kernel, check, reason in (
+        (
+            "_pointwise_backward",
+            "layout",
+            "dy is computed, and has to lie in shared memory for both products; x comes and its "
+            "gradient goes in rows of channels, whose products have columns",
+        ),
+        ("_smooth_forward", "layout", "results are turned once, to be written in whole lines"),
+        (
+            "_smooth_backward",
+            "layout",
+            "dy is computed, is a factor of several products, and is turned to be written in whole "
+            "lines; memory takes longer",
+        ),
+        (
+            "_smooth_backward",
+            "async",
+            "du and y are only read to make dy in registers; loads ahead of their turn were slower "
+            "in the model",
+        ),
+    )
 }
 
 # Modelled seconds of a step of the default network, float16, as last recorded: (GPU, side).

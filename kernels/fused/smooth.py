@@ -11,10 +11,9 @@ they see. A program loads each of these once, and the weights 1, 2 and 4 sixteen
 every storage type. What else a join needs at full resolution is done on the way: the convolution
 of a skip so thin that its nine taps are one product more.
 
-These products do not make the launches matrix products in the sense of `Launch.gemm`: the units are
-idle most of the time. At every patch, results pass through shared memory once so that whole lines
-are written, and backward dy does because it is made in registers and is a factor. That costs less
-than the memory's time, which it overlaps.
+The matrix units are idle most of the time. At every patch, results pass through shared memory once so
+that whole lines are written, and backward dy does because it is made in registers and is a factor.
+That costs less than the memory's time, which it overlaps.
 """
 
 import torch
@@ -61,7 +60,7 @@ def forward(
     parts, counters = scratch_shapes(fits, programs, outputs, block)
     return Launch(
         name,
-        _forward,
+        _smooth_forward,
         (programs * triton.cdiv(outputs, block), fits, 1),
         {
             "p_ptr": p,
@@ -89,6 +88,7 @@ def forward(
         stages=tile.stages,
         flops=skip_flops(y, skip),
         bytes=size(p, y, affine, add, skip_weight, *(skip or ())[:2]),
+        gemm=True,
     )
 
 
@@ -167,7 +167,7 @@ def pending(affine_ptr, k, SKIP: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["parameters", "height", "width", "programs"])
-def _forward(
+def _smooth_forward(
     p_ptr, y_ptr, add_ptr, skip_ptr, skip_affine_ptr, skip_weight_ptr, gamma_ptr, beta_ptr,
     affine_ptr, parameters, parts_ptr, counters_ptr, height, width, programs, OUT: tl.constexpr,
     SKIP: tl.constexpr, TAPS: tl.constexpr, SKIP_ROWS: tl.constexpr, ACT: tl.constexpr,

@@ -104,7 +104,7 @@ def backward(
         }
     return Launch(
         name,
-        _backward,
+        _smooth_backward,
         (programs, fits, 1),
         arguments,
         {
@@ -119,6 +119,7 @@ def backward(
         stages=tile.stages,
         flops=2 * skip_flops(dy.y, skip),
         bytes=size(*dy, out, skip_weight, taps, dskip, *(skip or ())[:2]),
+        gemm=bilinear or skip is not None,
     )
 
 
@@ -158,7 +159,7 @@ def _rim(j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["parameters", "master_channels", "height", "width", "programs"])
-def _backward(
+def _smooth_backward(
     du_ptr, y_ptr, pull_ptr, out_ptr, skip_ptr, skip_affine_ptr, skip_weight_ptr, taps_ptr,
     dskip_ptr, ds_ptr, dgamma_ptr, parameters, join_ptr, master_ptr, master_row, master_channels,
     shares_ptr, counters_ptr, height, width, programs, OUT: tl.constexpr, SKIP: tl.constexpr,
