@@ -11,9 +11,9 @@ they see. A program loads each of these once, and the weights 1, 2 and 4 sixteen
 every storage type. What else a join needs at full resolution is done on the way: the convolution
 of a skip so thin that its nine taps are one product more.
 
-The matrix units are idle most of the time. At every patch, results pass through shared memory once so
-that whole lines are written, and backward dy does because it is made in registers and is a factor.
-That costs less than the memory's time, which it overlaps.
+The matrix units are idle most of the time. At every patch, results pass through shared memory once
+so that whole lines are written, and backward dy does because it is made in registers and is a
+factor. That costs less than the memory's time, which it overlaps.
 """
 
 import torch
