@@ -1,9 +1,9 @@
 """The Triton kernels' rounding on a CPU: an op set in float32 that rounds wherever they store.
 
 Not where an eager run would store: activations are rounded after the convolution and again as they
-enter a product; enlarged and joined maps are never stored, but folded weights, the map before the
-bilinear filter and the parts of a skip's gradient are. Statistics, sums, master weights and Adam
-stay float32.
+enter a product; maps whose join is folded are never stored enlarged, but folded weights, the map
+before the bilinear filter and the parts of a skip's gradient are. Statistics, sums, master weights
+and Adam stay float32.
 """
 
 import math
@@ -98,14 +98,13 @@ class Emulated:
         act: Activation = "LeakyReLU",
     ) -> Tensor:
         """Round the weight, the result, its value and both their gradients."""
-        layer, pooled = self._name(weight), stride == 2 and down == "avg"
-        assert stride == 1 or pooled or down == "stride"
+        layer, pooled = self._name(weight), stride == 2 and down != "stride"
         x = self._shared(x, weight, layer)
         narrow = self._store(weight, layer, "weight")
         y = _convolve(_padded(x, weight, pad), narrow, 1 if pooled else stride)
         if pooled:
             y = self._store(y, layer, "before pooling")
-            y = F.avg_pool2d(self._gradient(y, layer, "gradient before pooling"), 2)
+            y = reference.pool(self._gradient(y, layer, "gradient before pooling"), 2, down)
         return self._norm_act(y, layer, gamma, beta, act)
 
     def join_conv(
@@ -123,9 +122,17 @@ class Emulated:
         pad: Pad = "reflection",
         act: Activation = "LeakyReLU",
     ) -> Tensor:
-        """Fold the join into weights, which are rounded; round the map before the filter."""
-        assert pad == "reflection" and weight.shape[-1] == 3
+        """Fold the join into weights, which are rounded; round the map before the filter.
+
+        One that cannot be folded is rounded as a convolution's result is.
+        """
         layer, smooth = self._name(weight), up == "bilinear"
+        if pad == "zero" or weight.shape[-1] != 3:
+            joined = F.interpolate(deep, scale_factor=2, mode=up)
+            if skip is not None:
+                joined = torch.cat([skip, joined], 1)
+            joined = self._norm_act(joined, f"{layer}'s join", join_gamma, join_beta, "none")
+            return self.conv_norm_act(joined, weight, bias, gamma, beta, pad=pad, act=act)
         shallow = weight.shape[2] - deep.shape[1]
         scale = join_gamma[:, shallow:] * torch.rsqrt(_variance(deep, smooth) + EPS)
         scaled = weight[:, :, shallow:] * scale[:, None, :, None, None]

@@ -33,10 +33,10 @@ def test_a_step_of_the_kernels_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             gate.check_steps(TINY, CPU, "fp16")
 
 
-def test_what_has_no_kernel_is_said() -> None:
-    network = replace(TINY["tiny"].network, downsample="max")
-    result = gate.check_steps({"pooled": FitConfig(network=network)}, CPU, "fp16")
-    assert result == {"pooled": "no kernel for downsampling by max"}
+def test_joins_that_do_not_fold_pass() -> None:
+    """They are emulated too, as is pooling."""
+    network = replace(TINY["tiny"].network, downsample="max", pad="zero")
+    assert gate.check_steps({"apart": FitConfig(network=network)}, CPU, "fp16", seeds=1)
 
 
 def test_every_published_topology_is_checked() -> None:
