@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "profile": (
         "flashdip.bench.profile_command:profile",
         "Measure",
-        "Profile a real fit, and say what to fix first.",
+        "Show where the time of a fit goes.",
     ),
     "demo": ("flashdip.engine.demo:demo", "Look", "Restore a noisy photograph that comes along."),
 }

@@ -41,7 +41,7 @@ def step(
         typer.Option(metavar="NAME[:PRECISION],...", help="All that can run here, if not given."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="The most samples of each row.")] = 15,
-    seconds: Annotated[float, typer.Option(help="That the measuring may take.")] = 210.0,
+    seconds: Annotated[float, typer.Option(help="That it may take, set-up included.")] = 210.0,
     device: Device = "auto",
     output: Output = None,
     force: Force = False,
@@ -73,7 +73,7 @@ def restore(
     presets: Annotated[str, typer.Option(help="For denoising, with commas.")] = "quick,balanced",
     backend: Backend = "auto",
     rounds: Annotated[int, typer.Option(min=3, help="Restorations in each row.")] = 5,
-    seconds: Annotated[float, typer.Option(help="That the measuring may take.")] = 900.0,
+    seconds: Annotated[float, typer.Option(help="That it may take, set-up included.")] = 900.0,
     device: Device = "auto",
     output: Output = None,
     force: Force = False,
@@ -134,9 +134,8 @@ def kernels(
 def gpu(
     backend: Backend = "auto",
     seconds: Annotated[
-        float | None,
-        typer.Option(help="That the measuring at each size may take: 60, on a CPU 240."),
-    ] = None,
+        float, typer.Option(help="That each size may take at most, set-up included.")
+    ] = 300.0,
     sustained: Annotated[float, typer.Option(help="Seconds of the run without a pause.")] = 30.0,
     device: Device = "auto",
     output: Output = None,
@@ -157,7 +156,7 @@ def gpu(
             own,
             precision,
             ceilings,
-            seconds=seconds or (240.0 if place.type == "cpu" else 60.0),
+            seconds=seconds,
             sustained=sustained,
             meter=meter,
             tell=_tell,

@@ -37,7 +37,7 @@ def profile(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Profile a real fit: time by layer and pass, gaps, memory, and what to fix first.
+    """Show where the time of a fit goes: layers and passes, gaps, memory, what to fix first.
 
     Writes report.html, which opens without a network, trace.json for Chrome or ui.perfetto.dev,
     and profile.json. On a GPU, run it under NVIDIA's tools to see the same names as NVTX ranges.

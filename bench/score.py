@@ -27,6 +27,7 @@ JUDGED = 64  # pixels a side of the picture that shows whether a step is right
 FITS_ON_CPU = (1, 2)  # that are tried side by side
 FITS = (1, 4, 16)  # elsewhere
 PARTS = 10  # of the sustained run
+ROUNDS = 7
 
 
 def balanced(size: int, device: torch.device, backend: str, precision: str, fits: int) -> Bench:
@@ -67,7 +68,7 @@ def run(
         size: Of the pictures that are counted, in pixels a side.
         others: Sizes whose rate is told beside it.
         fits: Numbers of fits side by side to try; the first must be 1.
-        seconds: That the measuring at each size may take.
+        seconds: That each size may take at most, set-up included.
         sustained: Seconds of the sustained run.
         meter: Joules that the device has used so far, or None.
         tell: Is told what is being done.
@@ -76,7 +77,7 @@ def run(
         UnavailableError: The preset could not be measured, or computes the wrong thing.
     """
     tried = fits or (FITS_ON_CPU if device.type == "cpu" else FITS)
-    plan = Plan(seconds, block=1.0)
+    plan = Plan(seconds, ROUNDS)
     mine = [balanced(size, device, backend, precision, each) for each in tried]
     measure = partial(results, plan=plan, work=step_work, ceilings=ceilings, meter=meter, tell=tell)
     found = measure([*yardsticks(size, device), *mine])
