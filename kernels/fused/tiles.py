@@ -27,6 +27,8 @@ class Architecture(NamedTuple):
         processors: Multiprocessors of the GPU.
         shared: Bytes of shared memory that a program may take.
         warpgroups: Whether four warps multiply together (WGMMA, tcgen05).
+        warps: Warps of a program that multiplies. Out of tensor memory (tcgen05) a thread gets a
+            whole row of sums if four warps share them: more than it has registers for.
         table: Tiles that are better than those of the rules, by `Tiles.key`.
     """
 
@@ -34,6 +36,7 @@ class Architecture(NamedTuple):
     processors: int
     shared: int
     warpgroups: bool = False
+    warps: int = 4
     table: Mapping[str, Tile] = MappingProxyType({})
 
 
@@ -44,7 +47,7 @@ ARCHITECTURES = {
         Architecture("sm_86", 84, 101376),
         Architecture("sm_89", 128, 101376),
         Architecture("sm_90", 132, 232448, True),
-        Architecture("sm_100", 148, 232448, True),
+        Architecture("sm_100", 148, 232448, True, 8),
         Architecture("sm_120", 170, 101376),
         Architecture("gfx942", 304, 65536),
         # One processor: nothing is gained there by cutting small.
@@ -133,7 +136,7 @@ class Tiles:
         splits = max(1, min(8, steps // 2, 2 * processors // programs))
         high, across = _cut(pixels, rows, columns)
         depth, stages = self._stages(pixels, block, depth)
-        return Tile(high, across, block, depth, splits, 4, stages)
+        return Tile(high, across, block, depth, splits, self.architecture.warps, stages)
 
     @_tunable
     def weights(self, pixels: int, matrix: int, outputs: int, groups: int = 1) -> Tile:
@@ -156,7 +159,7 @@ class Tiles:
         room = self.architecture.processors // tiles
         splits = max(1, min(room, triton.cdiv(pixels, 4 * depth)))
         depth, stages = self._stages(rows, block, depth)
-        return Tile(rows, 1, block, depth, splits, 4, stages)
+        return Tile(rows, 1, block, depth, splits, self.architecture.warps, stages)
 
     @_tunable
     def stream(self, pixels: int, channels: int) -> Tile:
