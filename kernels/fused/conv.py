@@ -383,13 +383,14 @@ def forward(
         flops=c.flops,
         bytes=size(x.raw, x.affine) + c.bytes,
         gemm=True,
+        options=tile.options,
     )
 
 
 def forward_pair(name: str, first: Convolution, second: Convolution, allocate: Allocate) -> Launch:
     """Convolve one input twice in one launch: "conv", the same padding, no skip, nothing to add.
 
-    Programs of the first come first; warps and stages are those of its tile.
+    Programs of the first come first; warps, stages and registers are those of its tile.
     """
     x = first.x
     fits, height, width, inputs = x.raw.shape
@@ -414,4 +415,5 @@ def forward_pair(name: str, first: Convolution, second: Convolution, allocate: A
         flops=first.flops + second.flops,
         bytes=size(x.raw, x.affine) + first.bytes + second.bytes,
         gemm=True,
+        options=first.tile.options,
     )

@@ -134,6 +134,8 @@ def wgrad(
         column, column_inside = source(group_x, m_x[None, :], seen_x, W, KIND, S, BEFORE, PAD)
         inside = row_inside & column_inside
         at = (row * W + column) * IN + i[:, None]
+        if y_ptr is not None and PAD == "zero":
+            inside &= valid[None, :]
         there = inside & live_r[:, None]
         if y_ptr is not None:
             there &= valid[None, :]
@@ -151,7 +153,8 @@ def wgrad(
             beyond += ROWS * COLUMNS
             beyond -= tl.minimum(down - top, ROWS) * tl.minimum(across - left, COLUMNS)
     if y_ptr is not None:
-        if affine_ptr is not None:  # what pixels beyond the map count for, raw 0
+        # What pixels beyond the map count for, raw 0; padded by zeros the value is 0 there.
+        if affine_ptr is not None and PAD == "reflection":
             nothing = narrow(activate(shift, ACT), DTYPE).to(tl.float32)
             plain -= nothing * beyond
         pull_ptr += fit * 3 * OUT + o

@@ -27,6 +27,7 @@ class Tile(NamedTuple):
         splits: Programs that share one tile's sum.
         warps: Warps of a program.
         stages: Depth of the pipeline of loads.
+        registers: Most that a thread may have; None leaves it to the compiler.
     """
 
     rows: int = 8
@@ -36,6 +37,12 @@ class Tile(NamedTuple):
     splits: int = 1
     warps: int = 8
     stages: int = 3
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else the compiler is told."""
+        return {} if self.registers is None else {"maxnreg": self.registers}
 
     @property
     def pixels(self) -> int:

@@ -29,6 +29,9 @@ class Architecture(NamedTuple):
         warpgroups: Whether four warps multiply together (WGMMA, tcgen05).
         warps: Warps of a program that multiplies. Out of tensor memory (tcgen05) a thread gets a
             whole row of sums if four warps share them: more than it has registers for.
+        registers: Most that a thread of a forward convolution may have, where the compiler has to
+            be told: else it spills for the sake of one more program to a multiprocessor, for which
+            there is no shared memory.
         table: Tiles that are better than those of the rules, by `Tiles.key`.
     """
 
@@ -37,6 +40,7 @@ class Architecture(NamedTuple):
     shared: int
     warpgroups: bool = False
     warps: int = 4
+    registers: int | None = None
     table: Mapping[str, Tile] = MappingProxyType({})
 
 
@@ -44,10 +48,10 @@ ARCHITECTURES = {
     each.name: each._replace(table=tables.read(each.name))
     for each in (
         Architecture("sm_80", 108, 166912),
-        Architecture("sm_86", 84, 101376),
-        Architecture("sm_89", 128, 101376),
+        Architecture("sm_86", 84, 101376, registers=255),
+        Architecture("sm_89", 128, 101376, registers=255),
         Architecture("sm_90", 132, 232448, True),
-        Architecture("sm_100", 148, 232448, True, 8),
+        Architecture("sm_100", 148, 232448, True, 8, 255),
         Architecture("sm_120", 170, 101376),
         Architecture("gfx942", 304, 65536),
         # One processor: nothing is gained there by cutting small.
@@ -136,7 +140,8 @@ class Tiles:
         splits = max(1, min(8, steps // 2, 2 * processors // programs))
         high, across = _cut(pixels, rows, columns)
         depth, stages = self._stages(pixels, block, depth)
-        return Tile(high, across, block, depth, splits, self.architecture.warps, stages)
+        warps, registers = self.architecture.warps, self.architecture.registers
+        return Tile(high, across, block, depth, splits, warps, stages, registers)
 
     @_tunable
     def weights(self, pixels: int, matrix: int, outputs: int, groups: int = 1) -> Tile:

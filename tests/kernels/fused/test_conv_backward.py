@@ -236,6 +236,7 @@ STRIDED = Geometry(stride=2)
         Case((1, 17, 18, 4), 16, STRIDED, splits=1),
         Case((1, 7, 6, 5), 4, STRIDED, side=4, wanted=False, dtype=single),
         Case((1, 3, 5, 4), 4, STRIDED._replace(pad="zero"), dtype=brain),
+        Case((1, 3, 5, 4), 4, STRIDED._replace(pad="zero"), act="LeakyReLU", side=4),
         Case((1, 3, 6, 4), 4, Geometry(size=5, before=2), splits=1),
         Case((1, 5, 6, 4), 4, Geometry(size=4, stride=2), splits=3),
         Case((1, 5, 6, 20), 4, Geometry(size=1, stride=2, before=0), act="none"),

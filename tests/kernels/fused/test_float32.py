@@ -17,14 +17,14 @@ FUSED = Path(__file__).parents[3] / "kernels" / "fused"
 SCRIPT = """
 import dataclasses, json, os, sys
 import torch
-from flashdip.engine.backends import triton
+from flashdip.engine.backends import plans
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.kernels.fused import inspect
 from tests.kernels.fused.matmul import matmul
 
 arch = sys.argv[1]
 network = SkipConfig(inputs=16, down=(16,), skip=4, upsample="nearest")
-launches = triton.launches(network, 16, 16, arch, torch.float32)
+launches = plans.launches(network, 16, 16, arch, torch.float32)
 # One of each kernel; which of them multiply matrices, its intermediate code says.
 launches = list({launch.kernel: launch for launch in reversed(launches)}.values())
 
