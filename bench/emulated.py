@@ -97,10 +97,18 @@ class Emulated:
         pad: Pad = "reflection",
         act: Activation = "LeakyReLU",
     ) -> Tensor:
-        """Round the weight, the result, its value and both their gradients."""
+        """Round the weight, the result, its value and both their gradients.
+
+        The weight's gradient of a thin 1x1 skip is summed from what makes up the result's gradient,
+        which is rounded for the input's alone.
+        """
         layer, pooled = self._name(weight), stride == 2 and down != "stride"
         x = self._shared(x, weight, layer)
         narrow = self._store(weight, layer, "weight")
+        if layer.endswith(".skip") and weight.shape[-1] == 1 and weight.shape[1] <= THIN:
+            along = self._gradient(_convolve(x, narrow.detach()), layer, "gradient")
+            y = _convolve(x.detach(), narrow) + (along - along.detach())
+            return self._norm_act(y, layer, gamma, beta, act, pending=True)
         y = _convolve(_padded(x, weight, pad), narrow, 1 if pooled else stride)
         if pooled:
             y = self._store(y, layer, "before pooling")
@@ -202,9 +210,18 @@ class Emulated:
         )
 
     def _norm_act(
-        self, y: Tensor, layer: str, gamma: Tensor, beta: Tensor, act: Activation
+        self,
+        y: Tensor,
+        layer: str,
+        gamma: Tensor,
+        beta: Tensor,
+        act: Activation,
+        *,
+        pending: bool = False,
     ) -> Tensor:
-        y = self._gradient(self._store(y, layer, "convolution"), layer, "gradient")
+        """Normalise and activate; the gradient of y is rounded, unless it stays pending."""
+        y = self._store(y, layer, "convolution")
+        y = y if pending else self._gradient(y, layer, "gradient")
         flat = y.reshape(1, -1, *y.shape[2:])
         u = F.batch_norm(flat, None, None, gamma.flatten(), beta.flatten(), True, eps=EPS)
         u = self._gradient(u.view(y.shape), layer, "gradient before the activation")
