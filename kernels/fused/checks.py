@@ -40,14 +40,25 @@ ALLOWED: dict[tuple[str, str, str], str] = {
         ),
     )
 } | {
-    ("_forward", "sm_120", "spill"): "six registers of the folded nearest kind on small maps, once "
+    (
+        "_conv_forward",
+        "sm_120",
+        "spill",
+    ): "six registers of the folded nearest kind on small maps, once "
     "a program, while parts of a split sum are on their way; fewer at a time would wait longer",
 }
 
 # Modelled seconds of a step of the default network, float16, as last recorded: (GPU, side).
 RECORDED: dict[tuple[str, int], float] = {
-    ("H100 SXM", 512): 1.411e-3,
-    ("A100 80GB", 512): 2.410e-3,
+    ("H100 SXM", 256): 0.0006307,
+    ("H100 SXM", 512): 0.001411,
+    ("H100 SXM", 1024): 0.004506,
+    ("A100 80GB", 256): 0.0009536,
+    ("A100 80GB", 512): 0.00241,
+    ("A100 80GB", 1024): 0.008098,
+    ("RTX 4090", 256): 0.001378,
+    ("RTX 4090", 512): 0.003943,
+    ("RTX 4090", 1024): 0.01379,
 }
 SLACK = 1.01
 

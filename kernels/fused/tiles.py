@@ -253,7 +253,7 @@ class Tiles:
     def concat(self, rows: int, columns: int, channels: int) -> Tile:
         """Cut a join that is not folded: pixels of the map that is enlarged."""
         high, across = _cut(64, rows, columns)
-        return Tile(high, across, min(power(channels, 16), 32), 16, 1, 4, 1)
+        return Tile(high, across, min(power(channels, 16), 32), 16, 1, 8, 1)
 
     def _stages(self, first: int, second: int, depth: int) -> tuple[int, int]:
         """Return a depth, and 2 to 4 stages, that let two programs share a multiprocessor."""
