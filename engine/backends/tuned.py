@@ -43,7 +43,10 @@ def load(of: Mapping[str, str]) -> "dict[str, Tile]":
 
     try:
         kept = json.loads(path(of).read_text())
-        return {str(key): Tile(*map(int, tile)) for key, tile in kept["tiles"].items()}
+        return {
+            str(key): Tile._make(None if field is None else int(field) for field in tile)
+            for key, tile in kept["tiles"].items()
+        }
     except (OutputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # not there, or not whole
 

@@ -1,11 +1,8 @@
-"""The kernels are tested in Triton's interpreter: chosen here, before Triton is loaded."""
+"""What the tests of the kernels share."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
