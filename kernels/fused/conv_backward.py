@@ -67,6 +67,7 @@ def backward(
     add: Tensor | None = None,
     side: Side | None = None,
     scale: Scale | None = None,
+    value: Map | None = None,
 ) -> Launch:
     """Compute the gradients of a convolution's input and weight.
 
@@ -88,8 +89,10 @@ def backward(
         pull: [F, 3, I] float32, written; see `flashdip.kernels.fused.norm`.
         add: [F, H, W, I] in the storage type: what others gave to the gradient of x's value.
         side: Of the same x.
+        value: x as the sums over its pixels read it, where its value is stored; None: x.
         scale: Of a join's weights: what the loss gains by it is written.
     """
+    value = x if value is None else value
     fits, height, width, inputs = x.raw.shape
     outputs, splits = weight.shape[-1], dweight.shape[1]
     groups, matrix = geometry.groups**2, geometry.size**2 * inputs
@@ -101,6 +104,8 @@ def backward(
     arguments: dict[str, Tensor | int | float | None] = {
         "x_ptr": x.raw,
         "affine_ptr": x.affine,
+        "value_ptr": value.raw,
+        "value_affine_ptr": value.affine,
         "weight_ptr": weight,
         "weights": weight.stride(0),
         "dy_ptr": dy,
@@ -114,7 +119,15 @@ def backward(
     }
     arguments |= dict.fromkeys(_OPTIONAL) | {"add_ptr": add}
     products = fits * members[0] * members[1] * groups * matrix * outputs * (1 + (dx is not None))
-    traffic = size(*x[:2], dy, dx, add, dweight, None if dx is None else weight)
+    traffic = size(
+        *x[:2],
+        None if value is x else value.raw,
+        dy,
+        dx,
+        add,
+        dweight,
+        None if dx is None else weight,
+    )
     if scale is not None:
         arguments |= {
             "master_ptr": scale.master,
@@ -174,6 +187,7 @@ def backward(
             "OUT": outputs,
             "SIDE": 0 if side is None else side.weight.shape[-1],
             "ACT": x.act,
+            "VALUE_ACT": value.act,
             "KIND": geometry.kind,
             "K": geometry.size,
             "S": geometry.stride,
@@ -217,13 +231,15 @@ _OPTIONAL = (
     ]
 )  # fmt: skip
 def _backward(
-    x_ptr, affine_ptr, weight_ptr, weights, dy_ptr, dx_ptr, dweight_ptr, H, W, splits, dgrad_splits,
-    wgrads, master_ptr, masters, taps, join_ptr, ds_ptr, join_dgamma_ptr, join_parameters,
-    shares_ptr, arrivals_ptr, side_du_ptr, side_y_ptr, side_pull_ptr, side_weight_ptr, side_weights,
+    x_ptr, affine_ptr, value_ptr, value_affine_ptr, weight_ptr, weights, dy_ptr, dx_ptr,
+    dweight_ptr, H, W, splits, dgrad_splits, wgrads, master_ptr, masters, taps, join_ptr, ds_ptr,
+    join_dgamma_ptr, join_parameters, shares_ptr, arrivals_ptr, side_du_ptr, side_y_ptr,
+    side_pull_ptr, side_weight_ptr, side_weights,
     side_dweight_ptr, side_splits, add_ptr, terms_ptr, terms_arrivals_ptr, parts_ptr, counters_ptr,
     pull_ptr, dgamma_ptr, dbeta_ptr, parameters, IN: tl.constexpr, OUT: tl.constexpr,
-    SIDE: tl.constexpr, ACT: tl.constexpr, KIND: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
-    BEFORE: tl.constexpr, PAD: tl.constexpr, PIXELS: tl.constexpr, BLOCK_DX: tl.constexpr,
+    SIDE: tl.constexpr, ACT: tl.constexpr, VALUE_ACT: tl.constexpr, KIND: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, PAD: tl.constexpr,
+    PIXELS: tl.constexpr, BLOCK_DX: tl.constexpr,
     BLOCK_DY: tl.constexpr, STAGES: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_COLUMNS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, SUM_STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -234,19 +250,19 @@ def _backward(
         sides = tl.cdiv(IN, BLOCK_I) * side_splits
     if pid < wgrads:
         wgrad(
-            pid, fit, H, W, x_ptr, affine_ptr, dy_ptr, None, None, dweight_ptr, splits,
+            pid, fit, H, W, value_ptr, value_affine_ptr, dy_ptr, None, None, dweight_ptr, splits,
             master_ptr, masters, taps, join_ptr, ds_ptr, join_dgamma_ptr, join_parameters,
             shares_ptr, arrivals_ptr,
-            IN, OUT, ACT, KIND, K, S, BEFORE, PAD, SUM_ROWS, SUM_COLUMNS, BLOCK_R, BLOCK_O,
+            IN, OUT, VALUE_ACT, KIND, K, S, BEFORE, PAD, SUM_ROWS, SUM_COLUMNS, BLOCK_R, BLOCK_O,
             SUM_STAGES,
         )  # fmt: skip
     elif pid < wgrads + sides:
         if side_du_ptr is not None:
             wgrad(
-                pid - wgrads, fit, H, W, x_ptr, affine_ptr, side_du_ptr, side_y_ptr,
+                pid - wgrads, fit, H, W, value_ptr, value_affine_ptr, side_du_ptr, side_y_ptr,
                 side_pull_ptr, side_dweight_ptr, side_splits,
                 None, None, None, None, None, None, None, None, None,
-                IN, SIDE, ACT, "conv", 1, 1, 0, PAD, SUM_ROWS, SUM_COLUMNS, BLOCK_I,
+                IN, SIDE, VALUE_ACT, "conv", 1, 1, 0, PAD, SUM_ROWS, SUM_COLUMNS, BLOCK_I,
                 max(16, triton.next_power_of_2(SIDE)), SUM_STAGES,
             )  # fmt: skip
     else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashdip.kernels.fused import apply
 from flashdip.kernels.fused.launch import Gradient, Launch, Map, Norm
 from flashdip.kernels.fused.layout import BLOCK, Layout
 from flashdip.kernels.fused.memory import Memory
@@ -112,6 +113,7 @@ class Plan:
         self.made: dict[Node, Made] = {}
         self.joined: dict[Node, Joined] = {}
         self.apart: dict[Node, tuple[Concat, Conv]] = {}
+        self._values: dict[Node, Map] = {}
         self._shared: dict[Node, Tensor] = {}  # gradients of values to which others will add
 
     def map(self, node: Node) -> Map:
@@ -120,6 +122,23 @@ class Plan:
             assert self.input is not None
             return Map(self.input)
         return self.made[node].map
+
+    def read(self, reader: Conv) -> Map:
+        """Return what a convolution reads: its input's value, or that which it makes one of.
+
+        One of a single slot, unless it rides along with another one, reads each pixel once: for it
+        nothing is gained by storing the value.
+        """
+        node, x = reader.x, self.map(reader.x)
+        wide = (reader.carrier or reader).shape[0] > 1
+        if x.affine is None or not wide or not self.tiles.stores(*x.raw.shape[1:3]):
+            return x
+        if node not in self._values:
+            stored = self.memory.keep(tuple(x.raw.shape), self.dtype)
+            self._values[node] = Map(stored)
+            tile = self.tiles.elementwise(x.raw.shape[3])
+            self.launches.append(apply.store(f"{self.name(node)} value", x, stored, tile))
+        return self._values[node]
 
     def take(self, node: Node) -> tuple[Norm | None, Tensor | None, Tensor | None]:
         """Return where a consumer leaves the gradient of a node: norm, pull and du."""

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from flashdip.kernels.fused import conv, conv_backward, pointwise, pool, smooth_backward
+from flashdip.kernels.fused import apply, conv, conv_backward, pointwise, pool, smooth_backward
 from flashdip.kernels.fused.conv import Convolution
 from flashdip.kernels.fused.conv_backward import Side
 from flashdip.kernels.fused.geometry import Geometry
@@ -26,6 +26,9 @@ def forward(plan: Plan, node: Conv) -> None:
     else:
         launch = conv.forward_pair(name, own, _convolution(plan, rider), plan.memory.keep)
     plan.launches.append(launch)
+    for each in (node, rider):
+        if each is not None and not each.pooled:
+            _count(plan, each)
     if node.pooled:
         made = plan.made[node]
         assert made.map.affine is not None
@@ -47,8 +50,18 @@ def forward(plan: Plan, node: Conv) -> None:
         plan.memory.give_back(own.y)
 
 
+def _count(plan: Plan, node: Conv) -> None:
+    """Plan the statistics of a result, where its convolution leaves them."""
+    map, norm = plan.made[node].map, plan.made[node].norm
+    if plan.tiles.counts(*map.raw.shape[1:3]):
+        assert map.affine is not None
+        tile, keep = plan.tiles.elementwise(map.raw.shape[3]), plan.memory.keep
+        name = f"{plan.name(node)} statistics"
+        plan.launches.append(apply.count(name, map.raw, norm, map.affine, tile, keep))
+
+
 def _convolution(plan: Plan, node: Conv) -> Convolution:
-    x, geometry = plan.map(node.x), _geometry(node)
+    x, geometry = plan.read(node), _geometry(node)
     size, inputs, outputs = node.shape
     height, width = (geometry.members(side) for side in x.raw.shape[1:3])
     tile = plan.tiles.product(height, width, outputs, inputs, size**2)
@@ -60,6 +73,8 @@ def _convolution(plan: Plan, node: Conv) -> Convolution:
         return Convolution(x, weight, geometry, full, tile)
     made = plan.make(node, height, width)
     affine = made.map.affine
+    if plan.tiles.counts(height, width):
+        return Convolution(x, weight, geometry, made.map.raw, tile)
     return Convolution(x, weight, geometry, made.map.raw, tile, made.norm, affine)
 
 
@@ -102,6 +117,7 @@ def backward(plan: Plan, node: Conv) -> None:
             pull=pull,
             add=add,
             side=side,
+            value=plan.read(node),
         )
     )
     plan.memory.give_back(dy, add)

@@ -29,6 +29,10 @@ class Architecture(NamedTuple):
         warpgroups: Whether four warps multiply together (WGMMA, tcgen05).
         warps: Warps of a program that multiplies. Out of tensor memory (tcgen05) a thread gets a
             whole row of sums if four warps share them: more than it has registers for.
+        stores: Maps of at least so many pixels, all fits together, are stored normalised and
+            activated where convolutions read them; None: no map is.
+        counts: Results of at least so many pixels have their statistics taken by a launch of its
+            own; None: no result has.
         registers: Most that a thread of a forward convolution may have, where the compiler has to
             be told: else it spills for the sake of one more program to a multiprocessor, for which
             there is no shared memory.
@@ -41,6 +45,8 @@ class Architecture(NamedTuple):
     warpgroups: bool = False
     warps: int = 4
     registers: int | None = None
+    stores: int | None = None
+    counts: int | None = None
     table: Mapping[str, Tile] = MappingProxyType({})
 
 
@@ -234,6 +240,16 @@ class Tiles:
                 break
         high, across = _cut(pixels, rows, columns)
         return Tile(high, across, block, 16, 1, 4, 1)
+
+    def stores(self, rows: int, columns: int) -> bool:
+        """Return whether a map is stored as convolutions read it; see `apply`."""
+        least = self.architecture.stores
+        return least is not None and self.fits * rows * columns >= least
+
+    def counts(self, rows: int, columns: int) -> bool:
+        """Return whether a convolution leaves the statistics of its result to `apply.count`."""
+        least = self.architecture.counts
+        return least is not None and self.fits * rows * columns >= least
 
     def folds(self, rows: int, columns: int, up: Up) -> bool:
         """Return whether to fold a join that can be folded.
