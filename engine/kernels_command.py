@@ -3,6 +3,7 @@
 Nothing here needs a GPU, and nothing here was measured: times are modelled.
 """
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -95,7 +96,8 @@ def survey(
         raise ConfigError(
             f"--arch: expected {', '.join(inspect.ARCHITECTURES)}, got {', '.join(sorted(unknown))}"
         )
-    dtype, default = getattr(torch, DTYPE), network == SkipConfig()
+    dtype = getattr(torch, DTYPE)
+    default = dataclasses.replace(network, scale="one") == SkipConfig()  # wherever it starts
     planned = {
         (arch, side): plans.launches(network, side, side, arch, dtype)
         for arch in archs

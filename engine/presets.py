@@ -1,11 +1,13 @@
 """The presets: configs as values, keyed by task and name.
 
 The published ones follow the notebooks of DmitryUlyanov/deep-image-prior: network, iterations, rate
-and perturbation. The notebooks return the last output; here outputs are averaged, and where there
-is noise the fit stops early. `--set average=none --stop fixed` gives the published behaviour.
+and perturbation; the norms' scales start uniform in [0, 1], as the PyTorch of the notebooks drew
+them. The notebooks return the last output; here outputs are averaged, and where there is noise the
+fit stops early. `--set average=none --stop fixed` gives the published behaviour.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError
@@ -48,8 +50,13 @@ _FAST = replace(_BRISK, stop=("es-wmv", "discrepancy"), discrepancy=0.98)
 _FAST_CLEAN = FitConfig(betas=(0.9, 0.99), perturbation=0.03, schedule="cosine")
 
 
-def _of(base: FitConfig, summary: str, **changes: object) -> Preset:
-    return Preset(replace(base, **changes), summary)  # type: ignore[arg-type]
+def _of(base: FitConfig, summary: str, **changes: Any) -> Preset:
+    return Preset(replace(base, **changes), summary)
+
+
+def _published(base: FitConfig, summary: str, **changes: Any) -> Preset:
+    network = changes.pop("network", base.network)
+    return _of(base, summary, network=replace(network, scale="uniform"), **changes)
 
 
 def _own(task: str) -> dict[tuple[str, str], Preset]:
@@ -73,30 +80,32 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
 
 PRESETS: dict[tuple[str, str], Preset] = {
     **_own("denoise"),
-    ("denoise", "published-denoise"): _of(_NOISY, "the paper's denoising, for sigma near 25"),
-    ("denoise", "published-denoise50"): _of(
+    ("denoise", "published-denoise"): _published(
+        _NOISY, "the paper's denoising, for sigma near 25"
+    ),
+    ("denoise", "published-denoise50"): _published(
         _NOISY, "the paper's denoising, for sigma near 50", perturbation=1 / 20
     ),
     **_own("superres"),
-    ("superres", "published-sr4"): _of(_CLEAN, "the paper's x4", iterations=2000),
-    ("superres", "published-sr8"): _of(
+    ("superres", "published-sr4"): _published(_CLEAN, "the paper's x4", iterations=2000),
+    ("superres", "published-sr8"): _published(
         _CLEAN, "the paper's x8", iterations=4000, perturbation=0.05
     ),
     **_own("inpaint"),
-    ("inpaint", "published-inpaint-hole"): _of(
+    ("inpaint", "published-inpaint-hole"): _published(
         _CLEAN,
         "the paper's large hole (vase)",
         network=SkipConfig(inputs=2, skip=0, upsample="nearest"),
         input="meshgrid",
         iterations=5001,
     ),
-    ("inpaint", "published-inpaint-text"): _of(
+    ("inpaint", "published-inpaint-text"): _published(
         _CLEAN,
         "the paper's text removal (kate)",
         network=SkipConfig(skip=128, upsample="nearest"),
         iterations=6001,
     ),
-    ("inpaint", "published-inpaint-large"): _of(
+    ("inpaint", "published-inpaint-large"): _published(
         _CLEAN,
         "the paper's large region (library)",
         network=_LIBRARY,
@@ -104,17 +113,17 @@ PRESETS: dict[tuple[str, str], Preset] = {
         perturbation=0.0,
     ),
     **_own("dejpeg"),
-    ("dejpeg", "published-dejpeg"): _of(
+    ("dejpeg", "published-dejpeg"): _published(
         _NOISY, "the paper's JPEG artefact removal (snail)", network=_SNAIL, iterations=2400
     ),
     **_own("restore"),
-    ("restore", "published-restore50"): _of(
+    ("restore", "published-restore50"): _published(
         _CLEAN,
         "the paper's half of the pixels missing (barbara)",
         iterations=11000,
         learning_rate=0.001,
     ),
-    ("restore", "published-restore2"): _of(
+    ("restore", "published-restore2"): _published(
         _CLEAN,
         "the paper's 98 of 100 pixels missing (kate)",
         network=SkipConfig(down=_HALVES, skip=0, downsample="avg"),

@@ -108,6 +108,7 @@ def test_published_presets(
         "LeakyReLU",
         True,
     )
+    assert config.network.scale == "uniform"  # as PyTorch drew scales then
     kind = "meshgrid" if name == "published-inpaint-hole" else "noise"
     assert (config.input, config.input_scale) == (kind, 0.1)
     found = (config.iterations, config.learning_rate, config.perturbation, config.betas)

@@ -64,10 +64,14 @@ DENOISE = preset("denoise", "published-denoise")
 
 
 def shrunk(config: FitConfig, levels: int = 2) -> FitConfig:
-    """The outermost levels of a topology, with an eighth of the channels or so."""
+    """The outermost levels of a topology, with an eighth of the channels or so.
+
+    Scales start at one: a channel whose scale is near 0 by chance has a gradient of rounding noise.
+    """
     network = config.network
     fields: dict[str, Any] = {
-        "down": tuple(max(4, channels // 8) + 1 for channels in network.down[:levels])
+        "scale": "one",
+        "down": tuple(max(4, channels // 8) + 1 for channels in network.down[:levels]),
     }
     for name in ("up", "skip", "kernel_down", "kernel_up", "kernel_skip", "upsample", "downsample"):
         value = getattr(network, name)
