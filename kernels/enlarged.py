@@ -1,0 +1,241 @@
+"""A 3x3 convolution of a map that is enlarged twofold, computed on the small map.
+
+Doubling pixels (nearest): each of the four phases of the result sees 2x2 pixels of the small map,
+16 products instead of 36, and reflection of the enlarged map is replication of the small one.
+
+Bilinear enlargement is doubling pixels followed by the filter [1, 2, 1] / 4 along each axis, which
+changes places with the convolution. The map is then needed one pixel beyond its border, where the
+doubled one has to be reflected about its outermost pixel: `_Frame` gives what that adds.
+
+Maps are [F, C, H, W] in channels-last memory. Backward passes are written out where autograd would
+pass over the maps more often than has to be.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flashdip.kernels import fitwise
+from flashdip.kernels.opset import EPS, Pad
+
+
+def conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
+    """Return conv3x3(enlarge(x)), [F, O, 2H, 2W].
+
+    Args:
+        x: The small map; H and W at least 2 if `smooth`.
+        weight: [F, O, C, 3, 3], in float32 at least.
+        pad: Of the enlarged map; reflection if `smooth`.
+        smooth: Whether enlargement is bilinear; else pixels are doubled.
+    """
+    if smooth:
+        padded, *strips = _Frame.apply(x)  # type: ignore[no-untyped-call]
+    else:
+        padded = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
+    rows = _constant(_PHASES, weight.device, weight.dtype)
+    folded = torch.einsum("aik,bjl,fockl->fabocij", rows, rows, weight)
+    phases = fitwise.conv(padded, folded.flatten(1, 3).to(x.dtype))  # [F, 4 O, H + 1, W + 1]
+    if not smooth:
+        return _interleave(phases)
+    return _blur(_interleave(phases, *_corrections(strips, weight.to(x.dtype))))
+
+
+# Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].
+_PHASES = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+
+
+def _corrections(strips: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
+    """Return what reflecting the doubled map adds to the outer lines of its convolution.
+
+    Args:
+        strips: See `_Frame`.
+        weight: [F, O, C, 3, 3]; the outermost taps fall on the reflected pixels.
+    """
+    above, below, left, right = strips
+    lying = (F.pad(t.repeat_interleave(2, 3), (2, 2, 0, 0), mode="reflect") for t in (above, below))
+    upright = (
+        F.pad(t.repeat_interleave(2, 2), (0, 0, 2, 2), mode="replicate") for t in (left, right)
+    )
+    (above, below), (left, right) = lying, upright
+    return (
+        fitwise.conv(above, weight[..., :1, :]),
+        fitwise.conv(below, weight[..., 2:, :]),
+        fitwise.conv(left, weight[..., :1]),
+        fitwise.conv(right, weight[..., 2:]),
+    )
+
+
+class _Frame(torch.autograd.Function):
+    """Pad x by replication; beside it, how the second line from each side differs from the first.
+
+    Where replication of x leaves x[0] the reflected map of doubled pixels has x[1].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x)  # only its shape is needed, and it is kept anyway
+        sides = zip(_second(x), _outer(x), strict=True)
+        return F.pad(x, (1,) * 4, mode="replicate"), *(inner - edge for inner, edge in sides)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, padded: Tensor, *strips: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        dx = torch.ops.aten.replication_pad2d_backward(padded, x, (1,) * 4)
+        for inner, edge, strip in zip(_second(dx), _outer(dx), strips, strict=True):
+            inner.add_(strip)
+            edge.sub_(strip)
+        return dx  # type: ignore[no-any-return]
+
+
+class _Interleave(torch.autograd.Function):
+    """Put four phases [F, 4 C, H + 1, W + 1] together as one map.
+
+    With corrections of its outermost rows and columns it is [F, C, 2H + 2, 2W + 2]; without, the
+    outermost ones are left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, phases: Tensor, *corrections: Tensor) -> Tensor:
+        fits, channels, height, width = phases.shape
+        ring = ctx.ring = len(corrections) > 0
+        less = 0 if ring else 2
+        y = _empty(phases, fits, channels // 4, 2 * height - less, 2 * width - less)
+        for whole, phase in _phase_views(y, phases, ring):
+            whole.copy_(phase)
+        for edge, correction in zip(_outer(y), corrections, strict=False):
+            edge.add_(correction)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        fits, channels, height, width = dy.shape
+        more = 0 if ctx.ring else 2
+        phases = _empty(dy, fits, 4 * channels, (height + more) // 2, (width + more) // 2)
+        if not ctx.ring:  # lines that no pixel of the result came from
+            for edge in _outer(phases):
+                edge.zero_()
+        for whole, phase in _phase_views(dy, phases, ctx.ring):
+            phase.copy_(whole)
+        return phases, *(_outer(dy) if ctx.ring else ())
+
+
+def _interleave(phases: Tensor, *corrections: Tensor) -> Tensor:
+    y: Tensor = _Interleave.apply(phases, *corrections)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _phase_views(y: Tensor, phases: Tensor, ring: bool) -> list[tuple[Tensor, Tensor]]:
+    """Return for each phase its pixels in the whole map, and the same pixels in its own map."""
+    height, width = phases.shape[2] - 1, phases.shape[3] - 1
+    views = []
+    for index, part in enumerate(phases.chunk(4, dim=1)):
+        a, b = divmod(index, 2)
+        if ring:
+            views.append((y[:, :, 1 - a :: 2, 1 - b :: 2], part))
+        else:
+            views.append((y[:, :, a::2, b::2], part[:, :, a : a + height, b : b + width]))
+    return views
+
+
+def _outer(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return y[:, :, :1], y[:, :, -1:], y[..., :1], y[..., -1:]
+
+
+def _second(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return y[:, :, 1:2], y[:, :, -2:-1], y[..., 1:2], y[..., -2:-1]
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+class _Blur(torch.autograd.Function):
+    """Filter with [1, 2, 1] / 4 along both axes, [F, C, H + 2, W + 2] to [F, C, H, W].
+
+    The filter is its own mirror image: the backward pass is the same convolution, which torch does
+    three times as fast as the one that it would choose.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _depthwise(x, _BLUR)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return _depthwise(dy, _BLUR, margin=2)
+
+
+_BLUR = torch.outer(*[torch.tensor([0.25, 0.5, 0.25])] * 2)
+
+
+def _blur(x: Tensor) -> Tensor:
+    y: Tensor = _Blur.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _NormSmoothed(torch.autograd.Function):
+    """Normalise x [F, C, H, W] by the statistics of its bilinear enlargement.
+
+    The mean is the same. The mean square of the enlargement A x is that of x with a neighbour's
+    share: K = A'A / 4 is the filter [3, 10, 3] / 16 with replicated borders along each axis, which
+    is symmetric and leaves constants alone. So with c = x - mean, variance = mean(c K c), and
+
+        dx = scale (dy - mean(dy)) - scale mean(dy c) / (variance + eps) K c
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        near = _depthwise(F.pad(x, (1,) * 4, mode="replicate"), _SHARE)
+        wide, over = gamma.dtype, (2, 3)
+        mean = x.mean(over, dtype=wide)
+        variance = (x * near).mean(over, dtype=wide) - mean.square()
+        root = torch.rsqrt(variance.clamp_(min=0) + EPS)
+        scale = gamma * root
+        ctx.save_for_backward(x, near, mean, root, scale)
+        return fitwise.affine(x, scale, beta - mean * scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, near, mean, root, scale = ctx.saved_tensors
+        pixels = x.shape[2] * x.shape[3]
+        beta = dy.sum((2, 3), dtype=scale.dtype)
+        product = (dy * x).sum((2, 3), dtype=scale.dtype) - mean * beta  # sum of dy c
+        share = scale * root.square() * product / pixels
+        dx = fitwise.affine(dy, scale, share * mean - scale * beta / pixels)
+        dx -= fitwise.affine(near, share, torch.zeros_like(share))
+        return dx, product * root, beta
+
+
+# A'A over the enlarged map's twice as many pixels, along both axes.
+_SHARE = torch.outer(*[torch.tensor([3.0, 10.0, 3.0]) / 16] * 2)
+
+
+def norm(x: Tensor, gamma: Tensor, beta: Tensor, smooth: bool) -> Tensor:
+    """Normalise x [F, C, H, W] by the statistics of its enlargement; see `conv`."""
+    if not smooth:
+        return fitwise.norm(x, gamma, beta)
+    y: Tensor = _NormSmoothed.apply(x, gamma, beta)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _depthwise(x: Tensor, kernel: Tensor, margin: int = 0) -> Tensor:
+    """Filter each channel of x with one 3x3 kernel."""
+    channels = x.shape[1]
+    weight = _constant(kernel, x.device, x.dtype).expand(channels, 1, 3, 3)
+    return F.conv2d(x, weight, padding=margin, groups=channels)
+
+
+@functools.cache
+def _constant(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return constants where they are needed, copied there once."""
+    return values.to(device, dtype)
