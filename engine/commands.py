@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flashdip.engine.result import Result
 
 # What Result.save writes.
-_SAVED = ("restored.png", "restored.tif", "result.json", "fit.safetensors")
+_SAVED = ("restored.png", "restored.tif", "uncertainty.tif", "result.json", "fit.safetensors")
 
 KeepKnown = Annotated[
     bool,

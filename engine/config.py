@@ -30,6 +30,7 @@ class FitConfig:
         betas: Decay of Adam's first and second moment, each in [0, 1).
         eps: Added to the root of Adam's second moment.
         schedule: "constant", or "cosine": from the learning rate down to a hundredth of it.
+        warmup: Iterations over which the rate rises linearly from 0; 0: none.
         perturbation: Standard deviation of the noise added to z anew in each iteration.
         average: Decay of the exponential average of outputs, in [0, 1); None: the output itself is
             returned.
@@ -48,6 +49,7 @@ class FitConfig:
         precision: Storage of activations: "fp16" (triton only), "bf16", "fp32", "fp64" (reference
             only), or "auto".
         seed: Of the initial weights, z and the perturbation.
+        runs: Fits with seeds from `seed` on, whose images are averaged.
     """
 
     network: SkipConfig = field(default_factory=SkipConfig)
@@ -58,6 +60,7 @@ class FitConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     schedule: Schedule = "constant"
+    warmup: int = 0
     perturbation: float = 1 / 30
     average: float | None = 0.99
     stop: tuple[StopRule, ...] = ("fixed",)
@@ -69,11 +72,12 @@ class FitConfig:
     retries: int = 5
     precision: Precision = "auto"
     seed: int = 0
+    runs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "window", "patience", "read_every"):
+        for name in ("iterations", "window", "patience", "read_every", "runs"):
             _whole(name, getattr(self, name), 1)
-        for name in ("retries", "seed"):
+        for name in ("retries", "seed", "warmup"):
             _whole(name, getattr(self, name), 0)
         if self.seed >= 1 << 62:
             raise ConfigError(f"seed: expected a whole number below 2^62, got {self.seed}")
@@ -137,10 +141,11 @@ class FitConfig:
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration, counted from 1."""
+        rate = self.learning_rate * min(1.0, iteration / (self.warmup + 1))
         if self.schedule == "constant":
-            return self.learning_rate
+            return rate
         wave = (1 + math.cos(math.pi * (iteration - 1) / self.iterations)) / 2
-        return self.learning_rate * (0.01 + 0.99 * wave)
+        return rate * (0.01 + 0.99 * wave)
 
     def record(self) -> dict[str, Any]:
         """Return all fields as plain values for JSON; `from_record` is the inverse."""

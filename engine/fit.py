@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import sys
 import time
@@ -17,6 +18,7 @@ from flashdip.engine.backends import resolve_device, select
 from flashdip.engine.backends.base import Backend, Step
 from flashdip.engine.checkpoint import Checkpoint, fingerprint
 from flashdip.engine.config import FitConfig
+from flashdip.engine.ensemble import fit_runs
 from flashdip.engine.errors import ShapeError
 from flashdip.engine.events import Callback, Finished, Started
 from flashdip.engine.metrics import psnr
@@ -40,7 +42,7 @@ def fit(
     interrupted: Callable[[], bool] = lambda: False,
     notes: Sequence[str] = (),
 ) -> Result:
-    """Fit a network to one problem and return the image it draws.
+    """Fit a network to one problem and return the image it draws; of several runs, their mean.
 
     On a CPU the same problem, config, seed, number of threads and machine give the same bits,
     unless a budget ends the fit. (PyTorch's CUDA kernels for padding are not deterministic.)
@@ -53,7 +55,8 @@ def fit(
         truth: The undamaged image, [C, H, W] in [0, 1]: only to report the PSNR, never to choose an
             image.
         callback: Receives the events of `flashdip.engine.events`.
-        checkpoint: A file to save to every minute and at the end, and to go on from if it exists.
+        checkpoint: A file to save to every minute and at the end, and to go on from if it exists;
+            further runs have files of their own beside it.
         init: A fit to begin with: its result, or the folder that `Result.save` wrote. The network
             and the picture's size must be the same. None: random weights.
         interrupted: Asked after each iteration, or after ten where they take no time; when it
@@ -68,6 +71,12 @@ def fit(
     begun = time.perf_counter()
     tell: Callback = callback or (lambda event: None)
     check(problem, truth)
+    if config.runs > 1:
+        once = functools.partial(
+            fit, problem, backend=backend, device=device, truth=truth, init=init, notes=notes
+        )
+        first = None if checkpoint is None else Path(checkpoint)
+        return fit_runs(once, config, truth, tell, first, interrupted)
     place = Place.choose(problem, config, backend, device, notes)
     config = place.config
     start = None if init is None else warm(init, config, place.size)

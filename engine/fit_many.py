@@ -169,6 +169,11 @@ def _tasks(
     truths: Sequence[Tensor | None] | None,
 ) -> list[_Task]:
     """Check everything before anything is fitted."""
+    if config.runs != 1:
+        raise ConfigError(
+            f"runs: expected 1 of fits side by side, got {config.runs}: give a problem once for "
+            "each seed, and average the images (or use fit)"
+        )
     for name, given in (("seeds", seeds), ("truths", truths)):
         if given is not None and len(given) != len(problems):
             raise ConfigError(

@@ -15,7 +15,9 @@ from flashdip.engine.files import atomic, check_writable, one_line
 from flashdip.engine.images import Picture
 
 PICTURES = ("restored.png", "restored.tif")  # one of them holds the picture of a saved result
-_MEASUREMENT = "measurement."  # prefix of its tensors among the saved ones
+UNCERTAINTY = "uncertainty.tif"  # beside it, if there were several runs
+# Among the saved tensors: the prefix of those of `measurement`, and one name.
+_MEASUREMENT, _UNCERTAINTY = "measurement.", "uncertainty"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,8 @@ class Result:
         measurement: What was fitted, without the axis of fits, on the CPU: "observation";
             "residual", that less what would be measured of the image before known pixels were
             pasted into it, 0 where nothing was measured; "measured", bool, where not all was.
+        uncertainty: Of several runs, the standard deviation of their images, like `image`; None of
+            a single one.
     """
 
     image: Tensor
@@ -38,6 +42,7 @@ class Result:
     weights: dict[str, Tensor]
     picture: Picture
     measurement: dict[str, Tensor] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
 
     @property
     def psnr(self) -> float | None:
@@ -117,7 +122,8 @@ class Result:
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write the picture, `result.json` and `fit.safetensors` into a directory, made if missing.
 
-        The picture is a PNG, or a TIFF where it is float or has channels that PNG has not.
+        The picture is a PNG, or a TIFF where it is float or has channels that PNG has not. Of
+        several runs `uncertainty.tif` shows the standard deviation, float32 in the image's unit.
 
         Raises:
             OutputError: A file exists and `force` is not set, or one cannot be written.
@@ -132,11 +138,17 @@ class Result:
         plain = self.image.shape[0] in (1, 3) and self.picture.dtype != "float32"
         picture = directory / PICTURES[0 if plain else 1]
         fitted, record = directory / "fit.safetensors", directory / "result.json"
-        for path in (picture, fitted, record):
+        doubt = [] if self.uncertainty is None else [directory / UNCERTAINTY]
+        for path in (picture, fitted, record, *doubt):
             check_writable(path, force=force)
         self.write(picture, force=force)
+        for path in doubt:
+            assert self.uncertainty is not None
+            images.save(path, plain_picture(self.uncertainty), force=force)
         with atomic(fitted, force=force) as temporary:
             measured = {_MEASUREMENT + name: each for name, each in self.measurement.items()}
+            if self.uncertainty is not None:
+                measured[_UNCERTAINTY] = self.uncertainty
             tensors = {name: each.contiguous() for name, each in (self.weights | measured).items()}
             # Not safetensors' own writer, which hides why a write failed.
             temporary.write_bytes(save(tensors, {"flashdip": json.dumps(self.record["config"])}))
@@ -161,7 +173,8 @@ class Result:
                 name.removeprefix(_MEASUREMENT): weights.pop(name)
                 for name in [name for name in weights if name.startswith(_MEASUREMENT)]
             }
-            return cls(weights["image"], record, weights, picture, measurement)
+            doubt = weights.pop(_UNCERTAINTY, None)
+            return cls(weights["image"], record, weights, picture, measurement, doubt)
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(

@@ -127,15 +127,16 @@ def overfit(
     from flashdip.bench.explore.overfit import overfit
     from flashdip.engine.demo import add_noise
     from flashdip.engine.presets import preset as config
+    from flashdip.engine.problems import Problem
 
     clean = subject.subject(image, size)
     noisy = add_noise(clean, sigma, seed)
     chosen = replace(config("denoise", preset), iterations=iterations, seed=seed)
     with _shown(quiet) as tell:
+        observed = subject.tensor(noisy)
         found = overfit(
-            subject.tensor(noisy),
+            Problem(observed, (3, *clean.shape[:2]), sigma=sigma / 255),
             subject.tensor(clean),
-            sigma / 255,
             chosen,
             device=device,
             callback=partial(tell, "overfit"),

@@ -20,9 +20,8 @@ RULES: tuple[StopRule, ...] = tuple(
 
 
 def overfit(
-    noisy: Tensor,
+    problem: Problem,
     clean: Tensor,
-    sigma: float,
     config: FitConfig,
     *,
     device: str = "auto",
@@ -31,30 +30,30 @@ def overfit(
     """Fit to the end, let every rule judge on the way, and compare with the truth.
 
     Args:
-        noisy: The observation, [1, C, H, W] in [0, 1].
-        clean: The truth, of the same shape.
-        sigma: Of the noise.
+        problem: What to fit; without its `sigma` the rules that need it do not judge.
+        clean: The truth, [1, C, H, W] in [0, 1].
         config: How to fit; its `stop` is not asked.
         device: Where to fit.
         callback: Receives `Progress`.
 
     Returns:
         "iterations", and "decibels" of the averaged output at each; "best": the iteration of the
-        highest and its decibels; "end": the last; and in "rules" for each of `RULES` the iteration
-        whose image it takes, its decibels, and "stopped", the iteration at which it ends the fit
+        highest and its decibels; "end": the last; and in "rules" for each rule the iteration whose
+        image it takes, its decibels, and "stopped", the iteration at which it ends the fit
         (None: it does not). A rule that takes none has None for all three.
 
     Raises:
         DivergedError: The loss is not finite any more.
     """
-    problem = Problem(noisy, (noisy.shape[1], noisy.shape[2], noisy.shape[3]), sigma=sigma)
-    watched = replace(config, stop=RULES)
+    known = problem.sigma is not None
+    asked = tuple(rule for rule in RULES if known or rule != "discrepancy")
+    watched = replace(config, stop=asked)
     place = Place.choose(problem, watched, "auto", device, ())
     step = place.prepare(problem, clean)
     slot = step.slots[0]
-    judges = {rule: Stopping(replace(config, stop=(rule,)), sigma) for rule in RULES}
+    judges = {rule: Stopping(replace(config, stop=(rule,)), problem.sigma) for rule in asked}
     rules: dict[str, dict[str, Any]] = {
-        rule: {"iteration": None, "decibels": None, "stopped": None} for rule in RULES
+        rule: {"iteration": None, "decibels": None, "stopped": None} for rule in asked
     }
     iterations: list[int] = []
     quality: list[float] = []

@@ -121,3 +121,12 @@ def test_cosine_schedule_ends_at_a_hundredth() -> None:
     assert config.rate(1) == 0.01
     assert config.rate(51) == pytest.approx(0.00505)
     assert config.rate(100) == pytest.approx(0.0001, rel=0.05)
+
+
+def test_warm_up_rises_to_the_rate() -> None:
+    """Linearly, and then the schedule goes on as without it."""
+    config = FitConfig(warmup=3, learning_rate=0.01, iterations=100)
+    rates = [config.rate(i) for i in range(1, 6)]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    cosine = FitConfig(warmup=3, schedule="cosine", iterations=100)
+    assert cosine.rate(51) == pytest.approx(0.00505)

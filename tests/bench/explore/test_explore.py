@@ -118,14 +118,14 @@ def test_too_long_a_fit_loses_what_it_had_and_each_rule_is_told() -> None:
         {"network.down": "16,32,64", "network.inputs": "16", "precision": "fp32", "window": "20"}
     )
     config = config.override({"iterations": "300", "patience": "10", "average": "0.9"})
-    found = overfit(tensor(noisy), tensor(clean), 40 / 255, config, device="cpu")
+    problem = Problem(tensor(noisy), (3, 32, 32), sigma=40 / 255)
+    found = overfit(problem, tensor(clean), config, device="cpu")
     best, end = found["best"], found["end"]
     assert end["iteration"] == 300
     assert found["iterations"][0] < best["iteration"] < 200
     assert best["decibels"] > end["decibels"] + 1.5
     assert best["decibels"] == max(found["decibels"])
     assert tuple(found["rules"]) == RULES == ("es-wmv", "es-emv", "discrepancy")
-    problem = Problem(tensor(noisy), (3, 32, 32), sigma=40 / 255)
     for rule, said in found["rules"].items():
         alone = fit(problem, config.override({"stop": rule}), device="cpu", truth=tensor(clean)[0])
         assert alone.stop_reason == rule
