@@ -25,7 +25,7 @@ from flashdip.engine.picture import Picture, as_pixels, dress, undress
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_PIXELS", "Picture", "as_picture", "check_save", "load", "save"]
+__all__ = ["MAX_PIXELS", "Picture", "as_picture", "check_save", "decode", "encode", "load", "save"]
 
 MAX_PIXELS = 100_000_000
 """Pixels that a file may claim, unless the caller allows more: 1.2 GB as RGB in float32."""
@@ -73,11 +73,50 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Pictu
         ImageError: Missing, not a file, not an image, damaged, truncated, animated or of several
             pages, empty, too large, or of a kind that cannot be restored as it is (CMYK, for one).
     """
-    name = one_line(path)
     try:
-        return _decode(_read(Path(path), max_pixels), max_pixels)
+        data = _read(Path(path), max_pixels)
     except ImageError as error:
-        raise ImageError(f"{name}: {one_line(error)}") from error
+        raise ImageError(f"{one_line(path)}: {one_line(error)}") from error
+    return decode(data, str(path), max_pixels=max_pixels)
+
+
+def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Return the picture that a file holds, given all its bytes.
+
+    Args:
+        data: The file.
+        name: What messages call it.
+        max_pixels: Refuse larger ones before decoding them.
+
+    Raises:
+        ImageError: As `load`.
+    """
+    try:
+        return _decode(data, max_pixels)
+    except ImageError as error:
+        raise ImageError(f"{one_line(name)}: {one_line(error)}") from error
+
+
+def encode(name: str, picture: Picture) -> bytes:
+    """Return the file that `save` would write under a name.
+
+    Raises:
+        InputError: As `save`.
+        OutputError: The encoder fails.
+    """
+    kind = check_save(name, picture)
+    stored = undress(picture, kind, one_line(name))
+    try:
+        return _ENCODERS[kind](stored)
+    except Exception as error:  # encoders have no common error
+        raise OutputError(
+            f"{one_line(name)}: cannot be written as {kind}: {one_line(error)}"
+        ) from error
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Return how long a file of so many pixels can be: float64, four channels, metadata."""
+    return (1 << 26) + 32 * max_pixels
 
 
 def save(path: str | os.PathLike[str], picture: Picture, *, force: bool = False) -> None:
@@ -92,13 +131,7 @@ def save(path: str | os.PathLike[str], picture: Picture, *, force: bool = False)
         InputError: As `check_save`, or NaN or infinity in an integer format.
         OutputError: It exists and `force` is False, or it cannot be written.
     """
-    name = one_line(path)
-    kind = check_save(path, picture)
-    stored = undress(picture, kind, name)
-    try:
-        data = _ENCODERS[kind](stored)
-    except Exception as error:  # encoders have no common error
-        raise OutputError(f"{name}: cannot be written as {kind}: {one_line(error)}") from error
+    data = encode(str(path), picture)
     with atomic(path, force=force) as temporary:
         temporary.write_bytes(data)
 
@@ -181,8 +214,7 @@ def _read(path: Path, max_pixels: int) -> bytes:
             raise ImageError("expected an image file, got a directory: name one file in it")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("expected an image file, got a device or pipe: save it as a file")
-        # Beyond float64 in four channels, with room for metadata.
-        if status.st_size > (1 << 26) + 32 * max_pixels:
+        if status.st_size > most_bytes(max_pixels):
             raise ImageError(
                 f"expected an image of at most {max_pixels:,} pixels, got {status.st_size:,} bytes:"
                 " if you trust the file, raise the limit with --max-pixels (max_pixels in Python)"

@@ -4,18 +4,21 @@
     result.write("clean.png")
 
 An image is a path, an array [H, W] or [H, W, C], a tensor [C, H, W] or a `Picture`. Each function
-checks what it was given, states the `Problem`, and leaves the rest to `fit`. Alpha is not fitted:
-it passes through, except where it served as the mask and everything comes out opaque.
+checks what it was given, states the `Problem`, and leaves the rest to `fit`; `state` goes as far as
+the statement. Alpha is not fitted: it passes through, except where it served as the mask and
+everything comes out opaque.
 """
 
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from flashdip.engine import masks
+from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, InputError
 from flashdip.engine.fit import fit
 from flashdip.engine.images import MAX_PIXELS, Picture
@@ -33,6 +36,67 @@ from flashdip.engine.task_options import (
 from flashdip.kernels.resample import Kernel
 
 
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A restoration that is checked and stated, and not yet fitted.
+
+    Attributes:
+        problem: What is fitted.
+        config: How.
+        truth: The undamaged image, [C, H, W] in [0, 1], or None.
+        notes: Lines that a person should see with the start of the fit and in the record.
+        picture: What the result is dressed like.
+    """
+
+    problem: Problem
+    config: FitConfig
+    truth: torch.Tensor | None
+    notes: tuple[str, ...]
+    picture: Picture
+
+
+def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement:
+    """State the problem that the function called `task` would fit.
+
+    Args:
+        task: Name of one of the five functions.
+        image: See `Image`.
+        options: See `FitOptions`.
+        **own: What that function takes besides.
+
+    Raises:
+        ConfigError: There is no such task, or it takes nothing of such a name.
+        InputError: The image or an option cannot be used; the message says why.
+    """
+    if task not in OWN:
+        raise ConfigError(f"task: expected one of {', '.join(OWN)}, got {task!r}")
+    for name in own:
+        if name not in OWN[task]:
+            raise ConfigError(f"{name}: {task} takes no such option: leave it out")
+    match task:
+        case "superres":
+            if "factor" not in own:
+                raise ConfigError("factor: expected a whole number of at least 2 for superres")
+            return _enlarged(image, own["factor"], own.get("kernel", "lanczos2"), options)
+        case "inpaint":
+            return _open(image, own.get("mask"), own.get("keep_known", True), options)
+        case "restore":
+            marker, keep = own.get("missing", "zero"), own.get("keep_known", True)
+            return _marked(image, marker, keep, options)
+        case _:
+            return _whole(task, image, options)
+
+
+OWN: dict[str, tuple[str, ...]] = {
+    "denoise": (),
+    "superres": ("factor", "kernel"),
+    "inpaint": ("mask", "keep_known"),
+    "dejpeg": (),
+    "restore": ("missing", "keep_known"),
+}
+"""What each task takes besides `FitOptions`."""
+
+
 def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:
     """Remove noise that is independent from pixel to pixel.
 
@@ -43,7 +107,7 @@ def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _restore_whole("denoise", image, options)
+    return _solve(_whole("denoise", image, options), options)
 
 
 def dejpeg(image: Image, **options: Unpack[FitOptions]) -> Result:
@@ -56,7 +120,7 @@ def dejpeg(image: Image, **options: Unpack[FitOptions]) -> Result:
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _restore_whole("dejpeg", image, options)
+    return _solve(_whole("dejpeg", image, options), options)
 
 
 def superres(
@@ -73,11 +137,7 @@ def superres(
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    picture = picture_of(image, "image", options)
-    masks.require_finite(picture)
-    _check_factor(factor, picture, options.get("max_pixels", MAX_PIXELS))
-    operator = Downsample(int(factor), kernel=kernel)
-    return _restore("superres", picture, operator, options, factor=int(factor))
+    return _solve(_enlarged(image, factor, kernel, options), options)
 
 
 def inpaint(
@@ -99,21 +159,7 @@ def inpaint(
     Raises:
         InputError: The image, the mask or an option cannot be used; the message says why.
     """
-    picture = picture_of(image, "image", options)
-    if mask is not None:
-        known = masks.from_mask(picture_of(mask, "mask", options), picture)
-    else:
-        known = masks.finite(picture)
-        if picture.alpha is not None:
-            known &= masks.from_alpha(picture)
-            picture = _opaque(picture)
-        masks.require_some(known, "transparent, NaN or infinite")
-        if known.all():
-            raise InputError(
-                "image: expected a mask, or transparent or NaN pixels in the image itself, got "
-                "none of them: give the mask (--mask FILE, white = known)"
-            )
-    return _restore_known("inpaint", picture, known, keep_known, options)
+    return _solve(_open(image, mask, keep_known, options), options)
 
 
 def restore(
@@ -135,22 +181,52 @@ def restore(
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
+    return _solve(_marked(image, missing, keep_known, options), options)
+
+
+def _whole(task: str, image: Image, options: FitOptions) -> Statement:
+    picture = picture_of(image, "image", options)
+    masks.require_finite(picture)
+    return _state(task, picture, Identity(), options)
+
+
+def _enlarged(image: Image, factor: int, kernel: Kernel, options: FitOptions) -> Statement:
+    picture = picture_of(image, "image", options)
+    masks.require_finite(picture)
+    _check_factor(factor, picture, options.get("max_pixels", MAX_PIXELS))
+    operator = Downsample(int(factor), kernel=kernel)
+    return _state("superres", picture, operator, options, factor=int(factor))
+
+
+def _open(image: Image, mask: Image | None, keep: bool, options: FitOptions) -> Statement:
+    picture = picture_of(image, "image", options)
+    if mask is not None:
+        known = masks.from_mask(picture_of(mask, "mask", options), picture)
+    else:
+        known = masks.finite(picture)
+        if picture.alpha is not None:
+            known &= masks.from_alpha(picture)
+            picture = _opaque(picture)
+        masks.require_some(known, "transparent, NaN or infinite")
+        if known.all():
+            raise InputError(
+                "image: expected a mask, or transparent or NaN pixels in the image itself, got "
+                "none of them: give the mask (--mask FILE, white = known)"
+            )
+    return _known("inpaint", picture, known, keep, options)
+
+
+def _marked(image: Image, missing: str, keep: bool, options: FitOptions) -> Statement:
     picture = picture_of(image, "image", options)
     known = masks.from_marker(missing, picture)
     if missing.lower() == "alpha":
         picture = _opaque(picture)
-    return _restore_known("restore", picture, known, keep_known, options)
+    return _known("restore", picture, known, keep, options)
 
 
-def _restore_whole(task: str, image: Image, options: FitOptions) -> Result:
-    picture = picture_of(image, "image", options)
-    masks.require_finite(picture)
-    return _restore(task, picture, Identity(), options)
-
-
-def _restore_known(
+def _known(
     task: str, picture: Picture, known: masks.Known, keep: bool, options: FitOptions
-) -> Result:
+) -> Statement:
     masks.require_finite(picture, known)
     if keep and known.all():
         raise InputError(
@@ -159,10 +235,10 @@ def _restore_known(
     # Missing pixels may hold NaN, which would survive a multiplication by zero.
     picture = picture.with_pixels(np.where(known[:, :, None], picture.pixels, 0))
     mask = torch.from_numpy(known.astype(np.float32))[None, None]  # [1, 1, H, W]
-    return _restore(task, picture, Mask(mask), options, known=mask, keep=keep)
+    return _state(task, picture, Mask(mask), options, known=mask, keep=keep)
 
 
-def _restore(
+def _state(
     task: str,
     picture: Picture,
     operator: Operator,
@@ -171,8 +247,8 @@ def _restore(
     factor: int = 1,
     known: torch.Tensor | None = None,
     keep: bool = True,
-) -> Result:
-    """State the problem, fit it, and dress the fitted image as the input was."""
+) -> Statement:
+    """State the problem."""
     height, width, channels = picture.pixels.shape
     shape = (channels, height * factor, width * factor)
     config = config_of(task, options)
@@ -190,19 +266,24 @@ def _restore(
         measured=known,
         known=known if keep else None,
     )
+    return Statement(problem, config, truth_of(options, picture, shape), tuple(notes), picture)
+
+
+def _solve(stated: Statement, options: FitOptions) -> Result:
+    """Fit what was stated, and dress the fitted image as the input was."""
     checkpoint = options.get("checkpoint")
     result = fit(
-        problem,
-        config,
+        stated.problem,
+        stated.config,
         backend=options.get("backend", "auto"),
         device=options.get("device", "auto"),
-        truth=truth_of(options, picture, shape),
+        truth=stated.truth,
         callback=options.get("callback"),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         interrupted=options.get("interrupted", lambda: False),
-        notes=notes,
+        notes=stated.notes,
     )
-    return result.dressed(picture)
+    return result.dressed(stated.picture)
 
 
 def _check_factor(factor: int, picture: Picture, max_pixels: int) -> None:
