@@ -1,4 +1,4 @@
-"""The options that every restoring command has, declared once and handed over as one value."""
+"""The options that restoring commands share, declared once and handed over as one value."""
 
 import functools
 import inspect
@@ -19,18 +19,9 @@ Input = Annotated[Path, typer.Argument(metavar="INPUT", help="PNG, JPEG, WebP or
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What the command line says about the fit, the outputs and the machine."""
+class SharedOptions:
+    """What the command line says about fits and the machine, be it for one picture or many."""
 
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Picture to write: .png, .jpg, .webp or .tif; dressed as the input was.",
-        ),
-    ]
     preset: Annotated[str, typer.Option(rich_help_panel=_FIT, help="See 'flashdip presets'.")] = (
         "default"
     )
@@ -73,22 +64,6 @@ class RunOptions:
             help="Any field of the preset, such as average=none; may be repeated.",
         ),
     ] = None
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_FIT,
-            metavar="FILE",
-            help="Undamaged picture, to report PSNR against; never changes the result.",
-        ),
-    ] = None
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_FIT,
-            metavar="FILE",
-            help="Save the state of the fit here; continue from it if it is there.",
-        ),
-    ] = None
     backend: Annotated[
         str, typer.Option(rich_help_panel=_MACHINE, help="See 'flashdip doctor'.")
     ] = "auto"
@@ -104,22 +79,6 @@ class RunOptions:
             rich_help_panel=_MACHINE,
             metavar="COUNT",
             help="Refuse larger pictures before decoding them; 100 million if not given.",
-        ),
-    ] = None
-    save_dir: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_OUTPUT,
-            metavar="DIR",
-            help="Also write the picture, result.json and the fitted weights here.",
-        ),
-    ] = None
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_OUTPUT,
-            metavar="FILE.html",
-            help="Also write a page: before and after, residual, curves, config, times.",
         ),
     ] = None
     force: Annotated[
@@ -138,7 +97,7 @@ class RunOptions:
         Raises:
             ConfigError: A --set is not FIELD=VALUE.
         """
-        names = ("preset", "sigma", "iterations", "stop", "budget", "seed", "truth", "checkpoint")
+        names = ("preset", "sigma", "iterations", "stop", "budget", "seed")
         options = {name: getattr(self, name) for name in names}
         options |= {name: getattr(self, name) for name in ("backend", "device", "precision")}
         if self.max_pixels is not None:
@@ -146,19 +105,70 @@ class RunOptions:
         return options | {"settings": dict(map(setting, self.settings or []))}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SharedOptions):
+    """What the command line says about the fit of one picture, the outputs and the machine."""
+
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Picture to write: .png, .jpg, .webp or .tif; dressed as the input was.",
+        ),
+    ]
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FILE",
+            help="Undamaged picture, to report PSNR against; never changes the result.",
+        ),
+    ] = None
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FILE",
+            help="Save the state of the fit here; continue from it if it is there.",
+        ),
+    ] = None
+    save_dir: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            metavar="DIR",
+            help="Also write the picture, result.json and the fitted weights here.",
+        ),
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            metavar="FILE.html",
+            help="Also write a page: before and after, residual, curves, config, times.",
+        ),
+    ] = None
+
+    def fit_options(self) -> dict[str, Any]:
+        """Return what the functions of `flashdip.engine.tasks` take under the same names."""
+        return super().fit_options() | {"truth": self.truth, "checkpoint": self.checkpoint}
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command that takes `options: RunOptions` as its last argument be parsed by typer.
+    """Let a command that takes `options`, a dataclass, as its last argument be parsed by typer.
 
     Typer reads a command's parameters from its signature; this replaces `options` there by the
-    fields of `RunOptions`, and collects their values again when the command runs.
+    fields of its class, and collects their values again when the command runs.
     """
     parameters = dict(inspect.signature(command).parameters)
-    del parameters["options"]
-    shared = inspect.signature(RunOptions).parameters
+    kind = parameters.pop("options").annotation
+    shared = inspect.signature(kind).parameters
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        options = RunOptions(**{name: values.pop(name) for name in shared})
+        options = kind(**{name: values.pop(name) for name in shared})
         command(**values, options=options)
 
     merged = [

@@ -30,7 +30,7 @@ __all__ = ["MAX_PIXELS", "Picture", "as_picture", "check_save", "decode", "encod
 MAX_PIXELS = 100_000_000
 """Pixels that a file may claim, unless the caller allows more: 1.2 GB as RGB in float32."""
 
-_SUFFIXES = {
+SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -147,11 +147,11 @@ def check_save(path: str | os.PathLike[str], picture: Picture) -> str:
             or sides so long.
     """
     name, suffix = one_line(path), Path(path).suffix
-    kind = _SUFFIXES.get(suffix.lower())
+    kind = SUFFIXES.get(suffix.lower())
     height, width, channels = picture.pixels.shape
     if kind is None:
         raise InputError(
-            f"{name}: expected a name that ends in {', '.join(_SUFFIXES)}, got "
+            f"{name}: expected a name that ends in {', '.join(SUFFIXES)}, got "
             f"{one_line(suffix) or 'no suffix'}: choose one of these"
         )
     if channels not in (1, 3) and kind != "TIFF":

@@ -9,6 +9,7 @@ the statement. Alpha is not fitted: it passes through, except where it served as
 everything comes out opaque.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -68,15 +69,9 @@ def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement
         ConfigError: There is no such task, or it takes nothing of such a name.
         InputError: The image or an option cannot be used; the message says why.
     """
-    if task not in OWN:
-        raise ConfigError(f"task: expected one of {', '.join(OWN)}, got {task!r}")
-    for name in own:
-        if name not in OWN[task]:
-            raise ConfigError(f"{name}: {task} takes no such option: leave it out")
+    check_own(task, own)
     match task:
         case "superres":
-            if "factor" not in own:
-                raise ConfigError("factor: expected a whole number of at least 2 for superres")
             return _enlarged(image, own["factor"], own.get("kernel", "lanczos2"), options)
         case "inpaint":
             return _open(image, own.get("mask"), own.get("keep_known", True), options)
@@ -95,6 +90,21 @@ OWN: dict[str, tuple[str, ...]] = {
     "restore": ("missing", "keep_known"),
 }
 """What each task takes besides `FitOptions`."""
+
+
+def check_own(task: str, own: Collection[str]) -> None:
+    """Check that a task takes what it is given besides `FitOptions`, and is given what it needs.
+
+    Raises:
+        ConfigError: It does not or is not, or there is no such task.
+    """
+    if task not in OWN:
+        raise ConfigError(f"task: expected one of {', '.join(OWN)}, got {task!r}")
+    for name in own:
+        if name not in OWN[task]:
+            raise ConfigError(f"{name}: {task} takes no such option: leave it out")
+    if task == "superres" and "factor" not in own:
+        raise ConfigError("factor: expected a whole number of at least 2 for superres, got none")
 
 
 def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:

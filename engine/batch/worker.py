@@ -1,0 +1,196 @@
+"""Do jobs: those of one shape in one step, many at once where the device has room for them.
+
+`perform` is what a worker does with the jobs it is given, wherever it runs. As a program, this
+module is a worker of `LocalPool`: it takes jobs from a socket and tells outcomes, and ends when the
+other end is gone, whatever it is doing then.
+"""
+
+import dataclasses
+import functools
+import os
+import pickle
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from flashdip.engine.batch.jobs import Job, Opened, Outcome
+from flashdip.engine.batch.storage import hopeless
+from flashdip.engine.errors import FlashDIPError
+from flashdip.engine.files import one_line
+
+Tell = Callable[[Outcome], None]
+_T = TypeVar("_T")
+
+
+class HopelessError(Exception):
+    """No job can succeed for now, because nothing can be written."""
+
+
+@dataclass(frozen=True)
+class Station:
+    """Where a worker runs.
+
+    Attributes:
+        device: Such as "cpu" or "cuda:1".
+        backend: Name of one, or "auto".
+        threads: Of the CPU, that it may use.
+        at_once: Fits side by side; None: as many as suit the device.
+    """
+
+    device: str
+    backend: str = "auto"
+    threads: int = 1
+    at_once: int | None = None
+
+    @property
+    def together(self) -> int:
+        """The most jobs that are worth being given together.
+
+        A step that was compiled and captured, on a GPU, is to serve for many of them.
+        """
+        return 8 if self.device == "cpu" else 64
+
+
+def settle(station: Station) -> None:
+    """Prepare this process for jobs: import torch, take so many threads."""
+    import torch
+
+    torch.set_num_threads(station.threads)
+
+
+def perform(jobs: Sequence[Job], station: Station, tell: Tell) -> None:
+    """Do jobs, and tell how each of them ended, in any order.
+
+    Raises:
+        HopelessError: The disk is full; what was not told is not done.
+    """
+    alike: dict[Any, list[tuple[Job, Opened]]] = {}
+    for job in jobs:
+        opened = _tried(job, job.open)
+        if isinstance(opened, Outcome):
+            tell(opened)
+            continue
+        problem = opened.problem
+        shapes = tuple(problem.shape), tuple(problem.observation.shape)
+        config = dataclasses.replace(opened.config, seed=0)
+        alike.setdefault((shapes, config), []).append((job, opened))
+    for group in alike.values():
+        _fit(group, station, tell)
+
+
+def _fit(group: Sequence[tuple[Job, Opened]], station: Station, tell: Tell) -> None:
+    """Fit what is alike in one step; by itself, each of those that went wrong together."""
+    from flashdip.engine.errors import DivergedError
+    from flashdip.engine.fit_many import fit_many
+
+    all_opened = [opened for _, opened in group]
+    left = dict(enumerate(group))
+    try:
+        results = fit_many(
+            [opened.problem for opened in all_opened],
+            all_opened[0].config,
+            at_once=station.at_once,
+            seeds=[opened.config.seed for opened in all_opened],
+            truths=[opened.truth for opened in all_opened],
+            backend=station.backend,
+            device=station.device,
+        )
+        for index, result in results:
+            job, opened = left.pop(index)
+            notes = [*opened.notes, *result.record["notes"]]
+            noted = dataclasses.replace(result, record=result.record | {"notes": notes})
+            tell(_tried(job, functools.partial(opened.finish, noted)))
+    except HopelessError:
+        raise
+    except Exception as error:
+        alone = len(left) == 1 or isinstance(error, DivergedError)
+        for job, opened in left.values():
+            if alone:
+                tell(_failed(job, error))
+            else:
+                _fit([(job, opened)], station, tell)
+
+
+def _tried(job: Job, action: Callable[[], _T]) -> _T | Outcome:
+    """Return what the action returns, or the outcome that it failed."""
+    try:
+        return action()
+    except Exception as error:
+        if hopeless(error):
+            raise HopelessError(one_line(error)) from error
+        return _failed(job, error)
+
+
+def _failed(job: Job, error: Exception) -> Outcome:
+    line = one_line(error)
+    if not isinstance(error, FlashDIPError):
+        line = f"{type(error).__name__}: {line}"
+    return Outcome(job.name, "failed", line)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first thing that a worker is sent.
+
+    Attributes:
+        station: Where it runs.
+        path: Where modules are found, as in the process that started it.
+    """
+
+    station: Station
+    path: list[str]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A worker has nothing to do: it has just started, or has done all it was given."""
+
+
+@dataclass(frozen=True)
+class Hopeless:
+    """A worker can write nothing, and waits."""
+
+    reason: str
+
+
+Said = Outcome | Idle | Hopeless
+
+
+def serve(connection: Connection) -> None:
+    """Do what comes through a connection until its other end is closed."""
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+
+    def say(said: Said) -> None:
+        # Not Connection.send, which passes tensors through shared memory that a kill would leave.
+        connection.send_bytes(pickle.dumps(said))
+
+    hello: Hello = pickle.loads(inbox.get())
+    sys.path[:] = hello.path
+    settle(hello.station)
+    while True:
+        say(Idle())
+        try:
+            perform(pickle.loads(inbox.get()), hello.station, say)
+        except HopelessError as error:
+            say(Hopeless(str(error)))
+
+
+def _listen(connection: Connection, inbox: "queue.SimpleQueue[bytes]") -> None:
+    """Pass on what comes; end the process, in the middle of a fit too, when nobody is there."""
+    while True:
+        try:
+            inbox.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    # The classes must be those that the other side pickles, not those of __main__.
+    from flashdip.engine.batch import worker
+
+    worker.serve(Connection(int(sys.argv[1])))
