@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flashdip.engine.batch.pool import Pool
     from flashdip.engine.batch.progress import Tally
     from flashdip.engine.batch.storage import Outputs
+    from flashdip.engine.config import FitConfig
     from flashdip.engine.progress import Interruption
 
 _TASK = "Task"
@@ -93,6 +94,14 @@ class BatchOptions(SharedOptions):
             help="Processes on a CPU, which share its cores; one a core if not given.",
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_BATCH,
+            metavar="ADDRESS",
+            help="Run on the Ray cluster there; auto: on this machine's. Needs the extra cluster.",
+        ),
+    ] = None
     watch: Annotated[
         bool,
         typer.Option(
@@ -138,8 +147,7 @@ def batch(
     """
     from flashdip.engine.batch.driver import Listed
     from flashdip.engine.batch.inputs import expand
-    from flashdip.engine.batch.plan import cores, stations
-    from flashdip.engine.batch.pool import LocalPool
+    from flashdip.engine.batch.plan import cores
     from flashdip.engine.batch.storage import Outputs, checked
     from flashdip.engine.progress import Interruption
 
@@ -161,8 +169,7 @@ def batch(
         recipes = {id(each): each for each in (maker.recipe, *(job.recipe for job, _ in jobs))}
         configs = [recipe.config for recipe in recipes.values()]
         count = cores() if options.watch else len(jobs)
-        places = stations(options.backend, options.device, configs, options.workers, count)
-        with closing(LocalPool(places)) as pool:
+        with closing(_pool(options, configs, count)) as pool:
             interruption.arm()
             tally = _drive(source, pool, journal, interruption, options.quiet)
         outputs.sweep()
@@ -230,6 +237,22 @@ def _journal(options: BatchOptions, outputs: "Outputs") -> "Journal":
     if path is None and remote(outputs.address):
         path = user_cache() / f"batch-{hashlib.sha256(outputs.address.encode()).hexdigest()}.sqlite"
     return Journal(path or Path(outputs.address, OWN, "journal.sqlite"))
+
+
+def _pool(options: BatchOptions, configs: list["FitConfig"], jobs: int) -> "Pool":
+    """Start the workers, here or on a cluster."""
+    from flashdip.engine.batch.plan import stations
+    from flashdip.engine.batch.pool import LocalPool
+    from flashdip.engine.batch.ray_pool import RayPool
+
+    if options.ray is None:
+        places = stations(options.backend, options.device, configs, options.workers, jobs)
+        return LocalPool(places)
+    if options.workers is not None:
+        raise ConfigError(
+            "workers: with --ray the cluster decides how many there are: leave it out"
+        )
+    return RayPool(options.ray, backend=options.backend, device=options.device)
 
 
 def _drive(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -189,21 +189,22 @@ def _start(station: Station) -> _Worker:
         UnavailableError: The system does not let it.
     """
     ours, theirs = Pipe()
-    number = theirs.fileno()
-    try:
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the worker ends
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flashdip.engine.batch.worker", str(number)],
-            pass_fds=[number],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env=os.environ | {"OMP_NUM_THREADS": str(station.threads)},
-            process_group=0,  # Ctrl-C is for the driver alone
-        )
-    except OSError as error:
-        raise UnavailableError(f"workers: cannot be started: {one_line(error)}") from error
-    theirs.close()
+    with theirs, ExitStack() as undo:
+        undo.callback(ours.close)
+        try:
+            errors = undo.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "flashdip.engine.batch.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=os.environ | {"OMP_NUM_THREADS": str(station.threads)},
+                process_group=0,  # Ctrl-C is for the driver alone
+            )
+        except OSError as error:
+            raise UnavailableError(f"workers: cannot be started: {one_line(error)}") from error
+        undo.pop_all()
     with suppress(OSError):  # it died; `poll` will see it
         ours.send_bytes(pickle.dumps(Hello(station, sys.path)))
     return _Worker(station, process, ours, errors)

@@ -18,13 +18,14 @@ from flashdip.engine.batch.journal import Journal
 from flashdip.engine.batch.pictures import COLUMNS
 from flashdip.engine.batch.progress import Tally
 from flashdip.engine.batch.storage import Outputs
+from flashdip.engine.files import one_line
 from flashdip.engine.html import page
 
 FILES = ("summary.json", "summary.csv", "index.html")
 MOST_ROWS = 20_000  # of the page
 _OWN = ("name", "source", "state", "attempts", "reason")
 _SIZE = ("width", "height", "channels")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def write(journal: Journal, outputs: Outputs, task: str, tally: Tally) -> dict[str, Any]:
@@ -68,8 +69,9 @@ def table(jobs: Sequence[dict[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
         value = "; ".join(map(str, value))
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        line = one_line(value, limit=1000)
+        return f"'{line}" if line.startswith(_FORMULA) else line
     return "" if value is None else value
 
 

@@ -12,7 +12,7 @@ import pickle
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -22,7 +22,6 @@ from flashdip.engine.batch.storage import hopeless
 from flashdip.engine.errors import FlashDIPError
 from flashdip.engine.files import one_line
 
-Tell = Callable[[Outcome], None]
 _T = TypeVar("_T")
 
 
@@ -62,27 +61,27 @@ def settle(station: Station) -> None:
     torch.set_num_threads(station.threads)
 
 
-def perform(jobs: Sequence[Job], station: Station, tell: Tell) -> None:
-    """Do jobs, and tell how each of them ended, in any order.
+def perform(jobs: Sequence[Job], station: Station) -> Iterator[Outcome]:
+    """Do jobs, and yield how each of them ended, in any order.
 
     Raises:
-        HopelessError: The disk is full; what was not told is not done.
+        HopelessError: The disk is full; what was not yielded is not done.
     """
     alike: dict[Any, list[tuple[Job, Opened]]] = {}
     for job in jobs:
         opened = _tried(job, job.open)
         if isinstance(opened, Outcome):
-            tell(opened)
+            yield opened
             continue
         problem = opened.problem
         shapes = tuple(problem.shape), tuple(problem.observation.shape)
         config = dataclasses.replace(opened.config, seed=0)
         alike.setdefault((shapes, config), []).append((job, opened))
     for group in alike.values():
-        _fit(group, station, tell)
+        yield from _fit(group, station)
 
 
-def _fit(group: Sequence[tuple[Job, Opened]], station: Station, tell: Tell) -> None:
+def _fit(group: Sequence[tuple[Job, Opened]], station: Station) -> Iterator[Outcome]:
     """Fit what is alike in one step; by itself, each of those that went wrong together."""
     from flashdip.engine.errors import DivergedError
     from flashdip.engine.fit_many import fit_many
@@ -103,16 +102,19 @@ def _fit(group: Sequence[tuple[Job, Opened]], station: Station, tell: Tell) -> N
             job, opened = left.pop(index)
             notes = [*opened.notes, *result.record["notes"]]
             noted = dataclasses.replace(result, record=result.record | {"notes": notes})
-            tell(_tried(job, functools.partial(opened.finish, noted)))
+            yield _tried(job, functools.partial(opened.finish, noted))
     except HopelessError:
         raise
+    except DivergedError:
+        advice = "expected a finite loss that falls; lower --set learning_rate=0.01"
+        for job, _ in left.values():
+            yield Outcome(job.name, "failed", f"the fit diverged before it had any image: {advice}")
     except Exception as error:
-        alone = len(left) == 1 or isinstance(error, DivergedError)
         for job, opened in left.values():
-            if alone:
-                tell(_failed(job, error))
+            if len(left) == 1:
+                yield _failed(job, error)
             else:
-                _fit([(job, opened)], station, tell)
+                yield from _fit([(job, opened)], station)
 
 
 def _tried(job: Job, action: Callable[[], _T]) -> _T | Outcome:
@@ -175,7 +177,8 @@ def serve(connection: Connection) -> None:
     while True:
         say(Idle())
         try:
-            perform(pickle.loads(inbox.get()), hello.station, say)
+            for outcome in perform(pickle.loads(inbox.get()), hello.station):
+                say(outcome)
         except HopelessError as error:
             say(Hopeless(str(error)))
 
