@@ -97,9 +97,11 @@ class SharedOptions:
         Raises:
             ConfigError: A --set is not FIELD=VALUE.
         """
-        names = ("preset", "sigma", "iterations", "stop", "budget", "seed")
+        names = (
+            *("preset", "sigma", "iterations", "stop", "budget", "seed"),
+            *("backend", "device", "precision"),
+        )
         options = {name: getattr(self, name) for name in names}
-        options |= {name: getattr(self, name) for name in ("backend", "device", "precision")}
         if self.max_pixels is not None:
             options["max_pixels"] = self.max_pixels
         return options | {"settings": dict(map(setting, self.settings or []))}
@@ -124,6 +126,14 @@ class RunOptions(SharedOptions):
             rich_help_panel=_FIT,
             metavar="FILE",
             help="Undamaged picture, to report PSNR against; never changes the result.",
+        ),
+    ] = None
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FIT_DIR",
+            help="Begin with the weights of an earlier fit, from its --save-dir.",
         ),
     ] = None
     checkpoint: Annotated[
@@ -153,7 +163,8 @@ class RunOptions(SharedOptions):
 
     def fit_options(self) -> dict[str, Any]:
         """Return what the functions of `flashdip.engine.tasks` take under the same names."""
-        return super().fit_options() | {"truth": self.truth, "checkpoint": self.checkpoint}
+        own = ("truth", "init", "checkpoint")
+        return super().fit_options() | {name: getattr(self, name) for name in own}
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -289,6 +289,7 @@ def _solve(stated: Statement, options: FitOptions) -> Result:
         device=options.get("device", "auto"),
         truth=stated.truth,
         callback=options.get("callback"),
+        init=options.get("init"),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         interrupted=options.get("interrupted", lambda: False),
         notes=stated.notes,
