@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Mask,
         Operator,
     )
+    from flashdip.engine.planning import Plan, plan
     from flashdip.engine.presets import preset
     from flashdip.engine.problems import Problem
     from flashdip.engine.result import Result
@@ -47,6 +48,7 @@ _HOME = {
     "Operator": "operators",
     "OutputError": "errors",
     "Picture": "images",
+    "Plan": "planning",
     "Problem": "problems",
     "Result": "result",
     "ShapeError": "errors",
@@ -58,6 +60,7 @@ _HOME = {
     "fits_in_memory": "fit_many",
     "inpaint": "tasks",
     "load": "images",
+    "plan": "planning",
     "preset": "presets",
     "psnr": "metrics",
     "restore": "tasks",
@@ -80,6 +83,7 @@ __all__ = [
     "Operator",
     "OutputError",
     "Picture",
+    "Plan",
     "Problem",
     "Result",
     "ShapeError",
@@ -91,6 +95,7 @@ __all__ = [
     "fits_in_memory",
     "inpaint",
     "load",
+    "plan",
     "preset",
     "psnr",
     "restore",

@@ -194,6 +194,23 @@ class Backend(Protocol):
         """Return the precision that "auto" stands for."""
         ...
 
+    def memory(
+        self,
+        config: FitConfig,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        precision: str,
+    ) -> int:
+        """Return the bytes of the device's memory that one fit takes at most.
+
+        Args:
+            config: How it is fitted.
+            shape: Of the image: channels, height, width.
+            device: Where.
+            precision: See `FitConfig`; not "auto".
+        """
+        ...
+
     def prepare(
         self,
         problem: Problem,
