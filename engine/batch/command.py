@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flashdip.engine.batch.driver import Source
     from flashdip.engine.batch.inputs import Maker
     from flashdip.engine.batch.journal import Journal
+    from flashdip.engine.batch.pictures import PictureJob
     from flashdip.engine.batch.pool import Pool
     from flashdip.engine.batch.progress import Tally
     from flashdip.engine.batch.storage import Outputs
@@ -155,8 +156,12 @@ def batch(
     maker = _maker(options, outputs)
     found = [] if options.watch else expand(inputs, outputs)
     jobs = maker.jobs(found)
+    recipes = {id(each): each for each in (maker.recipe, *(job.recipe for job, _ in jobs))}
+    configs = [recipe.config for recipe in recipes.values()]
+    count = cores() if options.watch else len(jobs)
     if options.dry_run:
-        raise typer.Exit
+        _show_plan([job for job, _ in jobs], options, configs, maker.needs.idle)
+        return
     with Interruption() as interruption, _sole(outputs), _journal(options, outputs) as journal:
         outputs.prepare()
         source: Source
@@ -166,10 +171,7 @@ def batch(
             source = Watched(inputs, maker)
         else:
             source = Listed(jobs)
-        recipes = {id(each): each for each in (maker.recipe, *(job.recipe for job, _ in jobs))}
-        configs = [recipe.config for recipe in recipes.values()]
-        count = cores() if options.watch else len(jobs)
-        with closing(_pool(options, configs, count)) as pool:
+        with closing(_pool(options, configs, count, maker.needs.idle)) as pool:
             interruption.arm()
             tally = _drive(source, pool, journal, interruption, options.quiet)
         outputs.sweep()
@@ -183,6 +185,7 @@ def batch(
 
 def _maker(options: BatchOptions, outputs: "Outputs") -> "Maker":
     from flashdip.engine.batch.inputs import Maker
+    from flashdip.engine.batch.plan import Needs
     from flashdip.engine.batch.storage import checked
 
     given = {name: value for name, value in options.fit_options().items() if value is not None}
@@ -195,7 +198,9 @@ def _maker(options: BatchOptions, outputs: "Outputs") -> "Maker":
     mask, truth = (
         None if each is None else checked(each) for each in (options.mask, options.truth)
     )
-    return Maker(options.task, given, own, outputs, mask, truth, suffix, options.force)
+    precision: Any = given.get("precision", "auto")  # told to be one by the config
+    needs = Needs(options.backend, options.device, precision)
+    return Maker(options.task, given, own, outputs, mask, truth, suffix, options.force, needs)
 
 
 @contextmanager
@@ -239,20 +244,39 @@ def _journal(options: BatchOptions, outputs: "Outputs") -> "Journal":
     return Journal(path or Path(outputs.address, OWN, "journal.sqlite"))
 
 
-def _pool(options: BatchOptions, configs: list["FitConfig"], jobs: int) -> "Pool":
-    """Start the workers, here or on a cluster."""
-    from flashdip.engine.batch.plan import stations
+def _pool(options: BatchOptions, configs: list["FitConfig"], jobs: int, idle: int) -> "Pool":
+    """Start the workers, here or on a cluster; each takes so many bytes while it is idle."""
+    from flashdip.engine.batch.plan import room, stations
     from flashdip.engine.batch.pool import LocalPool
     from flashdip.engine.batch.ray_pool import RayPool
 
     if options.ray is None:
         places = stations(options.backend, options.device, configs, options.workers, jobs)
-        return LocalPool(places)
+        return LocalPool(places, room(len(places), idle))
     if options.workers is not None:
         raise ConfigError(
             "workers: with --ray the cluster decides how many there are: leave it out"
         )
-    return RayPool(options.ray, backend=options.backend, device=options.device)
+    return RayPool(options.ray, backend=options.backend, device=options.device, idle=idle)
+
+
+def _show_plan(
+    jobs: list["PictureJob"], options: BatchOptions, configs: list["FitConfig"], idle: int
+) -> None:
+    from rich.console import Console
+
+    from flashdip.engine.batch.plan import plan, stations
+
+    if options.watch or options.ray is not None:
+        raise ConfigError(
+            "dry-run: plans what is there, for this machine: leave out --watch, --ray"
+        )
+    places = stations(options.backend, options.device, configs, options.workers, len(jobs))
+    found = plan(jobs, places, idle)
+    if options.as_json:
+        typer.echo(json.dumps(found.record(), indent=1))
+    else:
+        found.show(Console(highlight=False))
 
 
 def _drive(

@@ -74,6 +74,12 @@ class _Queue:
         order = sorted(self.groups.items(), key=lambda item: -item[1][0].pixels)
         self.groups = dict(order)
 
+    @property
+    def memory(self) -> int:
+        """What the next job takes, in bytes."""
+        following = next(iter(self.groups.values()), self.alone)
+        return following[0].memory
+
     def take(self, most: int, workers: int) -> list[Job]:
         """Remove and return jobs for one worker of so many."""
         if self.groups:
@@ -127,7 +133,7 @@ def drive(
         if added:
             journal.add([(job.name, name) for job, name in added])
             waiting.add([job for job, _ in added])
-        while pool.free and waiting.names:
+        while pool.free and waiting.names and pool.holds(waiting.memory):
             jobs = waiting.take(pool.together, pool.size)
             journal.running([job.name for job in jobs])
             running |= {job.name: job for job in jobs}

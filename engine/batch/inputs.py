@@ -10,6 +10,7 @@ from typing import Any
 
 from flashdip.engine.batch import storage
 from flashdip.engine.batch.pictures import PictureJob, Recipe
+from flashdip.engine.batch.plan import Needs
 from flashdip.engine.batch.storage import OWN, Outputs, checked, remote, safe_name
 from flashdip.engine.errors import InputError
 from flashdip.engine.files import one_line
@@ -46,6 +47,7 @@ class Maker:
         mask, truth: A file for all pictures, or a folder that holds one under each picture's name.
         suffix: Of all outputs, such as ".png"; None: that of each input.
         force: Replace files that no batch made.
+        needs: Tells how much memory a picture needs.
     """
 
     task: str
@@ -56,6 +58,7 @@ class Maker:
     truth: str | None = None
     suffix: str | None = None
     force: bool = False
+    needs: Needs = field(default_factory=Needs)
 
     @property
     def recipe(self) -> Recipe:
@@ -80,8 +83,10 @@ class Maker:
             recipe = Recipe(self.task, options, dict(self.own))
             recipe = recipes.setdefault(repr(recipe), recipe)
             _ = recipe.identity  # refuses what does not go together, before anything runs
+            seen = looks(one.source)
+            taken = self.needs.bytes(recipe, seen)
             job = PictureJob(
-                name, one.source, self.outputs, recipe, mask, truth, looks(one.source), self.force
+                name, one.source, self.outputs, recipe, mask, truth, seen, self.force, taken
             )
             other = jobs.setdefault(name, job)
             if other.source != job.source:
@@ -214,6 +219,8 @@ def _picture(name: str) -> bool:
 def looks(address: str) -> tuple[int, int, int] | None:
     """Return width, height and channels that a file's header claims; None: not known, or remote.
 
+    Channels are those that are fitted, without alpha.
+
     They only say which pictures to give out together: a worker looks for itself.
     """
     if remote(address):
@@ -224,6 +231,7 @@ def looks(address: str) -> tuple[int, int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(address) as image:
-                return image.width, image.height, len(image.getbands())
+                bands = [band for band in image.getbands() if band not in ("A", "a")]
+                return image.width, image.height, 3 if bands == ["P"] else len(bands)
     except Exception:  # headers are hostile; the worker will say what is wrong
         return None

@@ -73,6 +73,11 @@ class Job(Protocol):
         """How large its picture is, as far as is known; at least 1."""
         ...
 
+    @property
+    def memory(self) -> int:
+        """Bytes that a worker on a CPU takes for it, beside its own; 0: not known."""
+        ...
+
     def open(self) -> Opened | Outcome:
         """Read the input; or say that an earlier run published this already.
 

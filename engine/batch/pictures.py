@@ -66,6 +66,17 @@ class Recipe:
         plain = [self.task, self.config.record(), self.own, asked]
         return digest(json.dumps(plain, sort_keys=True).encode())
 
+    def shape(self, looks: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return channels, height and width of the restored picture of one that looks so."""
+        width, height, channels = looks
+        factor = int(self.own.get("factor", 1))
+        return channels, height * factor, width * factor
+
+    def network_pixels(self, looks: tuple[int, int, int]) -> int:
+        """Return how many pixels the network draws for a picture that looks so."""
+        height, width = self.config.network.network_size(*self.shape(looks)[1:])
+        return height * width
+
     @property
     def max_pixels(self) -> int:
         """How many pixels a file may have."""
@@ -84,6 +95,7 @@ class PictureJob:
         mask, truth: Addresses, or None.
         looks: Width, height and channels as the file's header says them; None: not known.
         force: Replace a file that no batch made.
+        memory: Bytes that a worker on a CPU takes for it, beside its own; 0: not known.
     """
 
     name: str
@@ -94,6 +106,7 @@ class PictureJob:
     truth: str | None = None
     looks: tuple[int, int, int] | None = None
     force: bool = False
+    memory: int = 0
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -105,7 +118,8 @@ class PictureJob:
         """Of the restored picture, as far as is known."""
         if self.looks is None:
             return 1
-        return self.looks[0] * self.looks[1] * int(self.recipe.own.get("factor", 1)) ** 2
+        _, height, width = self.recipe.shape(self.looks)
+        return height * width
 
     def open(self) -> Opened | Outcome:
         """Read the input; or say that it was published already."""

@@ -55,6 +55,10 @@ class Pool(Protocol):
         """How many have jobs."""
         ...
 
+    def holds(self, memory: int) -> bool:
+        """Tell whether there is room for another job that takes so many bytes, as far as known."""
+        ...
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give jobs to a free worker, together."""
         ...
@@ -78,7 +82,7 @@ class _Worker:
 
     Attributes:
         idle: It waits for jobs; False too while it starts.
-        names: Of its jobs that it has not told about.
+        names: Of its jobs that it has not told about, with the memory that each takes.
     """
 
     station: Station
@@ -87,7 +91,7 @@ class _Worker:
     errors: IO[bytes]
     started: bool = False
     idle: bool = False
-    names: dict[str, None] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
 
 
 class LocalPool:
@@ -95,9 +99,15 @@ class LocalPool:
 
     They are started afresh (a fork would copy threads and a GPU's context), live as long as the
     pool, and end by themselves when this process is gone.
+
+    Args:
+        stations: Where they run.
+        room: Bytes of memory that their jobs may take at the same time; a job that takes more runs
+            alone. None: not looked at.
     """
 
-    def __init__(self, stations: Sequence[Station]) -> None:
+    def __init__(self, stations: Sequence[Station], room: int | None = None) -> None:
+        self._room = room
         self.together = max(station.together for station in stations)
         self._false_starts = 0
         self._workers: list[_Worker] = []
@@ -122,6 +132,11 @@ class LocalPool:
         """How many have jobs."""
         return sum(bool(worker.names) for worker in self._workers)
 
+    def holds(self, memory: int) -> bool:
+        """Tell whether there is room for another job."""
+        taken = [max(worker.names.values()) for worker in self._workers if worker.names]
+        return self._room is None or not taken or sum(taken) + memory <= self._room
+
     @property
     def processes(self) -> list[int]:
         """Their numbers."""
@@ -130,7 +145,7 @@ class LocalPool:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give jobs to a free worker."""
         worker = next(worker for worker in self._workers if worker.idle)
-        worker.idle, worker.names = False, dict.fromkeys(job.name for job in jobs)
+        worker.idle, worker.names = False, {job.name: job.memory for job in jobs}
         with suppress(OSError):  # it died; `poll` will see it
             worker.connection.send_bytes(pickle.dumps(list(jobs)))
 

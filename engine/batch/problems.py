@@ -42,11 +42,13 @@ class ProblemJob:
         name: Its index.
         stated: Pickled: problem, config, truth.
         shapes: Of the image and of the observation.
+        memory: Not looked at.
     """
 
     name: str
     stated: bytes
     shapes: tuple[tuple[int, ...], ...]
+    memory: int = 0
 
     @property
     def group(self) -> tuple[Any, ...]:

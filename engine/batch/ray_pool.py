@@ -8,7 +8,7 @@ need this version of FlashDIP installed.
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from flashdip.engine.batch.pool import Event, Lost
 from flashdip.engine.batch.worker import Hopeless, HopelessError, Station, perform, settle
 from flashdip.engine.errors import ConfigError, UnavailableError
 from flashdip.engine.files import one_line
+from flashdip.engine.planning import size
 
 _ASK_SECONDS = 1.0  # between two looks at what the cluster has
 _SURPLUS = 0.1  # of tasks that wait, so that an autoscaler sees that there is more to do
@@ -31,7 +32,7 @@ class RayPool:
         backend: Name of one, or "auto".
         device: "cpu", "cuda", or "auto": GPUs if the cluster has any.
         threads: CPUs for each task.
-        memory: Bytes that a node must have free for each task; None: not looked at.
+        idle: Bytes of memory that a worker takes beside its jobs.
 
     Raises:
         ConfigError: The device is not one of these.
@@ -45,7 +46,7 @@ class RayPool:
         backend: str = "auto",
         device: str = "auto",
         threads: int = 1,
-        memory: int | None = None,
+        idle: int = 0,
     ) -> None:
         try:
             import ray
@@ -68,42 +69,34 @@ class RayPool:
         self._kind = "GPU" if gpu else "CPU"
         self._station = Station("cuda" if gpu else "cpu", backend, threads)
         self._needs = {"CPU": float(threads)} | ({"GPU": 1.0} if gpu else {})
-        self._needs |= {"memory": float(memory)} if memory is not None else {}
+        self._idle = idle
         self.together = self._station.together
         # A process serves for many tasks on a GPU, too: steps stay compiled.
-        self._work = ray.remote(max_calls=0)(_work).options(
-            num_cpus=threads,
-            num_gpus=int(gpu),
-            memory=memory,
-            num_returns="streaming",
-            max_retries=0,
-            scheduling_strategy="SPREAD",
-            name="flashdip",
-        )
+        self._work = ray.remote(max_calls=0)(_work)
+        self._options = {
+            **{"num_cpus": threads, "num_gpus": int(gpu), "num_returns": "streaming"},
+            **{"max_retries": 0, "scheduling_strategy": "SPREAD", "name": "flashdip"},
+        }
+        self._refused: list[Event] = []
         self._running: dict[Any, dict[str, None]] = {}  # by generator: names not told about
         self._size, self._asked = 0, -math.inf
-        try:
-            self._check_nodes()
-        except UnavailableError:
+        if not self._hold(self._needs):
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
             self.close()
-            raise
+            raise UnavailableError(
+                f"Ray: expected a node with {needs}, got a cluster without: add such a node"
+            )
 
     def _resources(self) -> dict[str, float]:
         found: dict[str, float] = self._ray.cluster_resources()
         return found
 
-    def _check_nodes(self) -> None:
-        """Refuse a cluster where a task would wait for ever."""
+    def _hold(self, needs: Mapping[str, float]) -> bool:
+        """Tell whether some node has all of this; elsewhere a task would wait for ever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(
-            all(node.get(name, 0) >= amount for name, amount in self._needs.items())
-            for node in nodes
-        ):
-            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
-            raise UnavailableError(
-                f"Ray: expected a node with {needs}, got {len(nodes)} node(s) without: add a "
-                "larger one"
-            )
+        return any(
+            all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes
+        )
 
     @property
     def size(self) -> int:
@@ -124,16 +117,28 @@ class RayPool:
         """How many tasks have jobs."""
         return min(len(self._running), self.size)
 
+    def holds(self, memory: int) -> bool:
+        """Leave it to Ray: a task waits until a node has room."""
+        return True
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give jobs to a task."""
-        generator = self._work.remote(list(jobs), self._station)
+        needs, options = dict(self._needs), dict(self._options)
+        if taken := max(job.memory for job in jobs):
+            needs["memory"] = options["memory"] = taken + self._idle
+        if not self._hold(needs):
+            reason = f"expected a node with {size(taken + self._idle)} of memory, got none so large"
+            self._refused += [Outcome(job.name, "failed", f"Ray: {reason}") for job in jobs]
+            return
+        generator = self._work.options(**options).remote(list(jobs), self._station)
         self._running[generator] = dict.fromkeys(job.name for job in jobs)
 
     def poll(self, seconds: float) -> list[Event]:
         """Return what happened."""
-        if not self._running:
-            time.sleep(seconds)
-            return []
+        refused, self._refused = self._refused, []
+        if refused or not self._running:
+            time.sleep(0 if refused else seconds)
+            return refused
         ready, _ = self._ray.wait(list(self._running), timeout=seconds, fetch_local=False)
         return [event for generator in ready for event in self._events(generator)]
 

@@ -25,6 +25,7 @@ class RefusedJob:
     name: str
     reason: str
     pixels: int = 1
+    memory: int = 0
 
     @property
     def group(self) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ class Named:
     name: str
     group: tuple[Any, ...] = ()
     pixels: int = 1
+    memory: int = 0
 
     def open(self) -> Opened | Outcome:
         raise AssertionError("the driver opens no job")
@@ -42,6 +43,9 @@ class Scripted:
     @property
     def busy(self) -> int:
         return len(self.at_work)
+
+    def holds(self, memory: int) -> bool:
+        return True
 
     def submit(self, jobs: Sequence[Job]) -> None:
         assert self.free

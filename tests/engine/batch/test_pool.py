@@ -41,6 +41,7 @@ class Act:
     action: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     pixels: int = 1
+    memory: int = 0
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -98,6 +99,15 @@ def test_a_dead_worker_is_replaced_and_its_jobs_are_told(
     (again,) = until(pool, lambda events: pool.free == 1)
     assert isinstance(again, Outcome)
     assert again.record["said"] != first.record["said"]
+
+
+def test_jobs_share_the_memory_there_is() -> None:
+    with closing(LocalPool([Station("cpu")] * 2, room=100)) as pool:
+        until(pool, lambda events: pool.free == 2)
+        assert pool.holds(101)  # by itself
+        pool.submit([Act("a", time.sleep, (60,), memory=60), Act("b", os.getpid, memory=10)])
+        assert pool.holds(40)
+        assert not pool.holds(41)
 
 
 def test_workers_that_cannot_start_end_it(monkeypatch: pytest.MonkeyPatch) -> None:

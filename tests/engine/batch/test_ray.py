@@ -5,12 +5,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flashdip.engine.batch.inputs import Maker, expand
+from flashdip.engine.batch.jobs import Outcome
 from flashdip.engine.batch.ray_pool import RayPool
+from flashdip.engine.batch.storage import Outputs
 from flashdip.engine.errors import ConfigError, UnavailableError
 from tests.batches import children, published, start, write_bad, write_pictures
 
@@ -74,15 +79,19 @@ def test_every_picture_arrives_though_a_node_dies(cluster: Any, tmp_path: Path) 
     assert any(job["attempts"] for job in jobs.values()), "the node died without work"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"memory": 1 << 50}, "expected a node with"), ({"device": "cuda"}, "1 GPU")],
-)
-def test_what_no_node_can_hold_is_refused(
-    cluster: Any, options: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(UnavailableError, match=words):
-        RayPool(cluster.address, **options)
+def test_what_no_node_can_hold_is_refused(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="expected a node with 1 CPU, 1 GPU"):
+        RayPool(cluster.address, device="cuda")
+    write_pictures(tmp_path / "in", 1)
+    outputs = Outputs(str(tmp_path / "out"))
+    maker = Maker("denoise", {"preset": "quick"}, {}, outputs)
+    ((job, _),) = maker.jobs(expand([str(tmp_path / "in")], outputs))
+    with closing(RayPool(cluster.address, idle=1 << 30)) as pool:
+        pool.submit([replace(job, memory=1 << 50)])
+        (refused,) = pool.poll(0)
+        assert isinstance(refused, Outcome)
+        assert "of memory" in str(refused.reason)
+        assert pool.busy == 0
 
 
 def test_other_devices_are_refused() -> None:
