@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "batch": (
         "flashdip.engine.batch.command:batch",
-        "Restore",
+        "Restore many",
         "Restore many pictures; a second run goes on.",
     ),
     "presets": ("flashdip.engine.commands:presets", "Look", "List the presets of each task."),

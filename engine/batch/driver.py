@@ -126,9 +126,12 @@ def drive(
     changed: dict[str, tuple[Job, str]] = {}  # came again while they ran
     while not interrupted():
         arrived = [] if source.over else source.look()
-        changed |= {job.name: (job, name) for job, name in arrived if job.name in running}
-        present = running.keys() | waiting.names
-        added = [(job, name) for job, name in arrived if job.name not in present]
+        added = []
+        for job, name in arrived:
+            if job.name in running:
+                changed[job.name] = job, name
+            elif job.name not in waiting.names:
+                added.append((job, name))
         added += [changed.pop(name) for name in list(changed) if name not in running]
         if added:
             journal.add([(job.name, name) for job, name in added])
