@@ -211,6 +211,7 @@ def _sole(outputs: "Outputs") -> Iterator[None]:
         OutputError: There is another one.
     """
     from flashdip.engine.batch.storage import OWN, remote
+    from flashdip.engine.files import reason_of
 
     if remote(outputs.address):  # the journal's own lock is all there is
         yield
@@ -230,7 +231,7 @@ def _sole(outputs: "Outputs") -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"{outputs.address}: cannot be used: {error.strerror}") from error
+        raise OutputError(f"{outputs.address}: cannot be used: {reason_of(error)}") from error
 
 
 def _journal(options: BatchOptions, outputs: "Outputs") -> "Journal":

@@ -84,7 +84,9 @@ class _Queue:
         """Remove and return jobs for one worker of so many."""
         if self.groups:
             group, waiting = next(iter(self.groups.items()))
-            count = max(1, min(most, len(waiting) // (2 * workers)))
+            # Not too few, where a step that was compiled and captured is to serve for many.
+            share = max(most // 8, len(waiting) // (2 * workers))
+            count = min(most, share, len(waiting))
             taken = [waiting.popleft() for _ in range(count)]
             if not waiting:
                 del self.groups[group]

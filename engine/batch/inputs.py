@@ -179,14 +179,16 @@ def _folder(folder: Path, outputs: Outputs) -> Iterator[Found]:
             if not each.startswith(".") and not _within(f"{base}/{each}", outputs)
         )
         for file in sorted(files):
-            if _picture(file) and not _within(f"{base}/{file}", outputs):
+            if _picture(file):
                 path = Path(base, file)
                 yield Found(str(path), str(path.relative_to(folder)))
 
 
 def _within(path: str, outputs: Outputs) -> bool:
-    place = outputs.address
-    return not remote(place) and (path == place or path.startswith(f"{place}/"))
+    if remote(outputs.address):
+        return False
+    found, place = os.path.realpath(path), os.path.realpath(outputs.address)
+    return found == place or found.startswith(f"{place}/")
 
 
 def _remote(address: str) -> Iterator[Found]:

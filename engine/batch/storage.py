@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flashdip.engine.errors import ImageError, InputError, OutputError
-from flashdip.engine.files import atomic, one_line
+from flashdip.engine.files import atomic, one_line, reason_of
 from flashdip.engine.images import most_bytes
 
 if TYPE_CHECKING:
@@ -228,8 +228,7 @@ def _named(place: str) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        reason = one_line(error.strerror or error)
-        raise OutputError(f"{one_line(place)}: cannot be used: {reason}") from error
+        raise OutputError(f"{one_line(place)}: cannot be used: {reason_of(error)}") from error
 
 
 def hopeless(error: BaseException) -> bool:

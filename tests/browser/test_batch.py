@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashdip.engine.batch.jobs import Outcome
+from flashdip.engine.batch.jobs import Outcome, State
 from flashdip.engine.batch.journal import Journal
 from flashdip.engine.batch.pictures import thumbnail
 from flashdip.engine.batch.progress import Tally
@@ -36,7 +36,7 @@ def summary(window: Browser, tmp_path: Path) -> Path:
         names = ["10.png", "9.png", "b.png", hostile]
         journal.add([(name, "/in") for name in names])
         for name, psnr in zip(names, (9.5, 31.25, None, None), strict=True):
-            state = "failed" if name == hostile else "done"
+            state: State = "failed" if name == hostile else "done"
             record = {"psnr": psnr, "iterations": 10}
             thumbnails = None if name == hostile else (small, small)
             journal.ended(Outcome(name, state, "<script>1</script>", record, thumbnails))

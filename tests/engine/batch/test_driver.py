@@ -32,7 +32,7 @@ class Scripted:
 
     script: dict[str, list[str]] = field(default_factory=dict)
     size: int = 2
-    together: int = 4
+    together: int = 8
     given: list[list[str]] = field(default_factory=list)
     at_work: list[list[str]] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ def test_jobs_of_a_group_are_given_out_together_fewer_towards_the_end() -> None:
     assert all(len(group) == 1 for group in groups)
     assert groups.index({"small"}) > 0  # the large ones come first
     sizes = [len(names) for names in pool.given]
-    assert sizes[0] == 4
+    assert sizes[0] == 5  # a fourth
     assert sizes[-1] == 1
     assert sorted(sizes, reverse=True) == sizes
 
