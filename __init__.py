@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         InputError,
         OutputError,
         ShapeError,
+        StoppedError,
         UnavailableError,
     )
     from flashdip.engine.fit import fit
@@ -52,6 +53,7 @@ _HOME = {
     "Problem": "problems",
     "Result": "result",
     "ShapeError": "errors",
+    "StoppedError": "errors",
     "UnavailableError": "errors",
     "dejpeg": "tasks",
     "denoise": "tasks",
@@ -87,6 +89,7 @@ __all__ = [
     "Problem",
     "Result",
     "ShapeError",
+    "StoppedError",
     "UnavailableError",
     "dejpeg",
     "denoise",

@@ -81,6 +81,22 @@ class SharedOptions:
             help="Refuse larger pictures before decoding them; 100 million if not given.",
         ),
     ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_MACHINE,
+            metavar="SIZE",
+            help="Memory that may be used, such as 6GB; a picture that needs more is tiled.",
+        ),
+    ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_MACHINE,
+            metavar="PIXELS",
+            help="Cut the picture into tiles of this side, whatever the memory.",
+        ),
+    ] = None
     force: Annotated[
         bool, typer.Option("--force", rich_help_panel=_OUTPUT, help="Overwrite what exists.")
     ] = False
@@ -99,7 +115,7 @@ class SharedOptions:
         """
         names = (
             *("preset", "sigma", "iterations", "stop", "budget", "seed"),
-            *("backend", "device", "precision"),
+            *("backend", "device", "precision", "memory", "tile"),
         )
         options = {name: getattr(self, name) for name in names}
         if self.max_pixels is not None:
@@ -141,9 +157,17 @@ class RunOptions(SharedOptions):
         typer.Option(
             rich_help_panel=_FIT,
             metavar="FILE",
-            help="Save the state of the fit here; continue from it if it is there.",
+            help="Save the state of the fit here, tiles into a folder; continue from it if there.",
         ),
     ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=_MACHINE,
+            help="Print the memory, tiles and time it would take, and end.",
+        ),
+    ] = False
     save_dir: Annotated[
         Path | None,
         typer.Option(

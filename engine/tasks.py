@@ -24,6 +24,7 @@ from flashdip.engine.errors import ConfigError, InputError
 from flashdip.engine.fit import fit
 from flashdip.engine.images import MAX_PIXELS, Picture
 from flashdip.engine.operators import Downsample, Identity, Mask, Operator
+from flashdip.engine.planning import Plan, plan
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.task_options import (
@@ -34,6 +35,7 @@ from flashdip.engine.task_options import (
     sigma_of,
     truth_of,
 )
+from flashdip.engine.tiled import fit_tiled
 from flashdip.kernels.resample import Kernel
 
 
@@ -47,6 +49,7 @@ class Statement:
         truth: The undamaged image, [C, H, W] in [0, 1], or None.
         notes: Lines that a person should see with the start of the fit and in the record.
         picture: What the result is dressed like.
+        factor: How many times larger it is than what was measured.
     """
 
     problem: Problem
@@ -54,6 +57,7 @@ class Statement:
     truth: torch.Tensor | None
     notes: tuple[str, ...]
     picture: Picture
+    factor: int = 1
 
 
 def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement:
@@ -117,7 +121,7 @@ def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_whole("denoise", image, options), options)
+    return solve(_whole("denoise", image, options), options)
 
 
 def dejpeg(image: Image, **options: Unpack[FitOptions]) -> Result:
@@ -130,7 +134,7 @@ def dejpeg(image: Image, **options: Unpack[FitOptions]) -> Result:
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_whole("dejpeg", image, options), options)
+    return solve(_whole("dejpeg", image, options), options)
 
 
 def superres(
@@ -147,7 +151,7 @@ def superres(
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_enlarged(image, factor, kernel, options), options)
+    return solve(_enlarged(image, factor, kernel, options), options)
 
 
 def inpaint(
@@ -169,7 +173,7 @@ def inpaint(
     Raises:
         InputError: The image, the mask or an option cannot be used; the message says why.
     """
-    return _solve(_open(image, mask, keep_known, options), options)
+    return solve(_open(image, mask, keep_known, options), options)
 
 
 def restore(
@@ -191,7 +195,7 @@ def restore(
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_marked(image, missing, keep_known, options), options)
+    return solve(_marked(image, missing, keep_known, options), options)
 
 
 def _whole(task: str, image: Image, options: FitOptions) -> Statement:
@@ -276,24 +280,56 @@ def _state(
         measured=known,
         known=known if keep else None,
     )
-    return Statement(problem, config, truth_of(options, picture, shape), tuple(notes), picture)
+    truth = truth_of(options, picture, shape)
+    return Statement(problem, config, truth, tuple(notes), picture, factor)
 
 
-def _solve(stated: Statement, options: FitOptions) -> Result:
-    """Fit what was stated, and dress the fitted image as the input was."""
-    checkpoint = options.get("checkpoint")
-    result = fit(
-        stated.problem,
+def planned(stated: Statement, options: FitOptions, *, timed: bool = False) -> Plan:
+    """Return what the fit of a statement needs, and how it is tiled if that is too much.
+
+    Args:
+        stated: The restoration.
+        options: See `FitOptions`.
+        timed: Whether to run a few iterations, to estimate the time.
+
+    Raises:
+        UnavailableError: The backend or device cannot be used, or has too little memory.
+    """
+    return plan(
         stated.config,
+        stated.problem.shape,
         backend=options.get("backend", "auto"),
         device=options.get("device", "auto"),
-        truth=stated.truth,
-        callback=options.get("callback"),
-        init=options.get("init"),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        interrupted=options.get("interrupted", lambda: False),
-        notes=stated.notes,
+        timed=timed,
+        factor=stated.factor,
+        tile=options.get("tile"),
+        limit=options.get("memory"),
     )
+
+
+def solve(stated: Statement, options: FitOptions) -> Result:
+    """Fit what was stated, in tiles if need be, and dress the fitted image as the input was."""
+    tell = options.get("planned")
+    found = planned(stated, options, timed=tell is not None)
+    if tell is not None:
+        tell(found)
+    checkpoint = options.get("checkpoint")
+    how: dict[str, Any] = {
+        "backend": options.get("backend", "auto"),
+        "device": options.get("device", "auto"),
+        "truth": stated.truth,
+        "callback": options.get("callback"),
+        "init": options.get("init"),
+        "interrupted": options.get("interrupted", lambda: False),
+        "notes": [*stated.notes, found.needs()],
+    }
+    if found.tiling is None:
+        file = None if checkpoint is None else Path(checkpoint)
+        result = fit(stated.problem, stated.config, checkpoint=file, **how)
+    else:
+        folder = options.get("tiles") if checkpoint is None else checkpoint
+        folder = None if folder is None else Path(folder)
+        result = fit_tiled(stated.problem, stated.config, found.tiling, folder=folder, **how)
     return result.dressed(stated.picture)
 
 

@@ -116,7 +116,7 @@ def test_time_is_extrapolated_from_two_sizes(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_plan_in_words_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda device: 10**6)
-    found = plan(replace(NARROW, precision="fp32"), (3, 24, 32), device="cpu")
+    found = plan(replace(NARROW, precision="fp32"), (3, 24, 32), device="cpu", factor=None)
     assert not found.fits
     assert found.line().startswith("32x24 pixels on cpu (native, fp32): ")
     assert "of memory of 1 MB available, at most about 0:0" in found.line()
