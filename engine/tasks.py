@@ -48,16 +48,16 @@ class Statement:
         config: How.
         truth: The undamaged image, [C, H, W] in [0, 1], or None.
         notes: Lines that a person should see with the start of the fit and in the record.
-        picture: What the result is dressed like.
-        factor: How many times larger it is than what was measured.
+        picture: What the result is dressed like; None: it stays as it comes.
+        factor: How many times larger it is than what was measured; None: it cannot be tiled.
     """
 
     problem: Problem
     config: FitConfig
     truth: torch.Tensor | None
     notes: tuple[str, ...]
-    picture: Picture
-    factor: int = 1
+    picture: Picture | None
+    factor: int | None = 1
 
 
 def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement:
@@ -307,10 +307,16 @@ def planned(stated: Statement, options: FitOptions, *, timed: bool = False) -> P
     )
 
 
-def solve(stated: Statement, options: FitOptions) -> Result:
-    """Fit what was stated, in tiles if need be, and dress the fitted image as the input was."""
+def solve(stated: Statement, options: FitOptions, found: Plan | None = None) -> Result:
+    """Fit what was stated, in tiles if need be, and dress the fitted image as the input was.
+
+    Args:
+        stated: The restoration.
+        options: See `FitOptions`.
+        found: What `planned` returned; None: it is asked.
+    """
     tell = options.get("planned")
-    found = planned(stated, options, timed=tell is not None)
+    found = found or planned(stated, options, timed=tell is not None)
     if tell is not None:
         tell(found)
     checkpoint = options.get("checkpoint")
@@ -330,7 +336,7 @@ def solve(stated: Statement, options: FitOptions) -> Result:
         folder = options.get("tiles") if checkpoint is None else checkpoint
         folder = None if folder is None else Path(folder)
         result = fit_tiled(stated.problem, stated.config, found.tiling, folder=folder, **how)
-    return result.dressed(stated.picture)
+    return result if stated.picture is None else result.dressed(stated.picture)
 
 
 def _check_factor(factor: int, picture: Picture, max_pixels: int) -> None:

@@ -12,7 +12,9 @@ ray_pool  or tasks on a Ray cluster
 driver    one queue to one pool, with retries
 progress  the live table
 summary   summary.json, summary.csv, index.html
-plan      what a batch would need
+machine   what this machine offers: devices, threads, memory
+plan      what a batch needs, before it begins
+watch     a folder that is served
 """
 
 from typing import TYPE_CHECKING, Any

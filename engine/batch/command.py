@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flashdip.engine.batch.pool import Pool
     from flashdip.engine.batch.progress import Tally
     from flashdip.engine.batch.storage import Outputs
+    from flashdip.engine.batch.worker import Station
     from flashdip.engine.config import FitConfig
     from flashdip.engine.progress import Interruption
 
@@ -148,7 +149,7 @@ def batch(
     """
     from flashdip.engine.batch.driver import Listed
     from flashdip.engine.batch.inputs import expand
-    from flashdip.engine.batch.plan import cores
+    from flashdip.engine.batch.machine import cores
     from flashdip.engine.batch.storage import Outputs, checked
     from flashdip.engine.progress import Interruption
 
@@ -185,11 +186,12 @@ def batch(
 
 def _maker(options: BatchOptions, outputs: "Outputs") -> "Maker":
     from flashdip.engine.batch.inputs import Maker
-    from flashdip.engine.batch.plan import Needs
+    from flashdip.engine.batch.machine import Needs
     from flashdip.engine.batch.storage import checked
 
     given = {name: value for name, value in options.fit_options().items() if value is not None}
-    del given["device"]
+    for name in ("device", "memory"):  # of the workers
+        given.pop(name, None)
     names = ("factor", "kernel", "missing", "keep_known")
     own = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.mask is not None and options.task != "inpaint":
@@ -245,20 +247,40 @@ def _journal(options: BatchOptions, outputs: "Outputs") -> "Journal":
     return Journal(path or Path(outputs.address, OWN, "journal.sqlite"))
 
 
+def _stations(
+    options: BatchOptions, configs: list["FitConfig"], jobs: int, idle: int
+) -> list["Station"]:
+    from flashdip.engine.batch.machine import stations
+
+    return stations(
+        options.backend,
+        options.device,
+        configs,
+        options.workers,
+        jobs,
+        idle=idle,
+        limit=options.memory,
+    )
+
+
 def _pool(options: BatchOptions, configs: list["FitConfig"], jobs: int, idle: int) -> "Pool":
     """Start the workers, here or on a cluster; each takes so many bytes while it is idle."""
-    from flashdip.engine.batch.plan import room, stations
     from flashdip.engine.batch.pool import LocalPool
     from flashdip.engine.batch.ray_pool import RayPool
+    from flashdip.engine.planning import bytes_of, size
 
     if options.ray is None:
-        places = stations(options.backend, options.device, configs, options.workers, jobs)
-        return LocalPool(places, room(len(places), idle))
+        return LocalPool(_stations(options, configs, jobs, idle))
     if options.workers is not None:
         raise ConfigError(
             "workers: with --ray the cluster decides how many there are: leave it out"
         )
-    return RayPool(options.ray, backend=options.backend, device=options.device, idle=idle)
+    room = None if options.memory is None else bytes_of(options.memory) - idle
+    if room is not None and room <= 0:
+        raise ConfigError(f"memory: expected more than {size(idle)}, which an idle worker takes")
+    return RayPool(
+        options.ray, backend=options.backend, device=options.device, idle=idle, room=room
+    )
 
 
 def _show_plan(
@@ -266,14 +288,13 @@ def _show_plan(
 ) -> None:
     from rich.console import Console
 
-    from flashdip.engine.batch.plan import plan, stations
+    from flashdip.engine.batch.plan import plan
 
     if options.watch or options.ray is not None:
         raise ConfigError(
             "dry-run: plans what is there, for this machine: leave out --watch, --ray"
         )
-    places = stations(options.backend, options.device, configs, options.workers, len(jobs))
-    found = plan(jobs, places, idle)
+    found = plan(jobs, _stations(options, configs, len(jobs), idle), idle)
     if options.as_json:
         typer.echo(json.dumps(found.record(), indent=1))
     else:

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flashdip.engine.batch import storage
+from flashdip.engine.batch.machine import Needs
 from flashdip.engine.batch.pictures import PictureJob, Recipe
-from flashdip.engine.batch.plan import Needs
 from flashdip.engine.batch.storage import OWN, Outputs, checked, remote, safe_name
 from flashdip.engine.errors import InputError
 from flashdip.engine.files import one_line

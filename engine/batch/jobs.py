@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
-    from flashdip.engine.config import FitConfig
-    from flashdip.engine.problems import Problem
     from flashdip.engine.result import Result
+    from flashdip.engine.tasks import Statement
 
 State = Literal["done", "kept", "failed"]
 
@@ -41,18 +38,17 @@ class Opened:
     """A job whose input was read and is ready to be fitted.
 
     Attributes:
-        problem: What is fitted.
-        config: How.
-        truth: The undamaged image, [C, H, W], or None.
-        notes: Lines for the record.
+        statement: What is fitted, and how.
         finish: Publishes the result, or hands it over; raises `OutputError` if it cannot.
+        tile: Side of the tiles that it is cut into; None: as the memory asks.
+        scratch: How the name of a folder begins where tiles can be kept, to go on from; None: there
+            is no such place.
     """
 
-    problem: "Problem"
-    config: "FitConfig"
-    truth: "Tensor | None"
-    notes: tuple[str, ...]
+    statement: "Statement"
     finish: "Callable[[Result], Outcome]"
+    tile: int | None = None
+    scratch: str | None = None
 
 
 class Job(Protocol):

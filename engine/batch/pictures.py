@@ -62,20 +62,24 @@ class Recipe:
     @cached_property
     def identity(self) -> str:
         """A hash of all that decides the result, beside the pictures."""
-        asked = [self.options.get(name) for name in ("sigma", "backend")]
+        asked = [self.options.get(name) for name in ("sigma", "backend", "tile")]
         plain = [self.task, self.config.record(), self.own, asked]
         return digest(json.dumps(plain, sort_keys=True).encode())
 
     def shape(self, looks: tuple[int, int, int]) -> tuple[int, int, int]:
         """Return channels, height and width of the restored picture of one that looks so."""
         width, height, channels = looks
-        factor = int(self.own.get("factor", 1))
-        return channels, height * factor, width * factor
+        return channels, height * self.factor, width * self.factor
 
-    def network_pixels(self, looks: tuple[int, int, int]) -> int:
-        """Return how many pixels the network draws for a picture that looks so."""
-        height, width = self.config.network.network_size(*self.shape(looks)[1:])
+    def network_pixels(self, shape: tuple[int, int, int]) -> int:
+        """Return how many pixels the network draws for an image [C, H, W]."""
+        height, width = self.config.network.network_size(*shape[1:])
         return height * width
+
+    @property
+    def factor(self) -> int:
+        """How many times larger the result is."""
+        return int(self.own.get("factor", 1))
 
     @property
     def max_pixels(self) -> int:
@@ -153,9 +157,12 @@ class PictureJob:
         own = self.recipe.own | ({"mask": pictures["mask"]} if "mask" in pictures else {})
         stated = state(self.recipe.task, pictures["image"], options, **own)
         finish = partial(self._publish, identity, pictures["image"], stated.picture)
-        return Opened(stated.problem, stated.config, stated.truth, stated.notes, finish)
+        scratch = self.outputs.scratch(identity)
+        return Opened(stated, finish, self.recipe.options.get("tile"), scratch)
 
-    def _publish(self, identity: str, given: Picture, like: Picture, result: "Result") -> Outcome:
+    def _publish(
+        self, identity: str, given: Picture, like: Picture | None, result: "Result"
+    ) -> Outcome:
         """Publish the record, then the picture.
 
         Args:
@@ -164,7 +171,7 @@ class PictureJob:
             like: What the output is dressed like.
             result: Of the fit.
         """
-        dressed = result.dressed(like)
+        dressed = result if like is None else result.dressed(like)
         file = encode(self.name, dressed.picture)
         record = dressed.record | {
             "picture": self.name,

@@ -17,6 +17,7 @@ from flashdip.engine.batch.jobs import Job, Outcome
 from flashdip.engine.batch.worker import Hello, Hopeless, Idle, Said, Station
 from flashdip.engine.errors import UnavailableError
 from flashdip.engine.files import one_line
+from flashdip.engine.planning import MARGIN
 
 _MOST_FALSE_STARTS = 3  # of each worker, on average, before the pool gives up
 
@@ -101,13 +102,11 @@ class LocalPool:
     pool, and end by themselves when this process is gone.
 
     Args:
-        stations: Where they run.
-        room: Bytes of memory that their jobs may take at the same time; a job that takes more runs
-            alone. None: not looked at.
+        stations: Where they run. A job that takes more memory than their room runs alone.
     """
 
-    def __init__(self, stations: Sequence[Station], room: int | None = None) -> None:
-        self._room = room
+    def __init__(self, stations: Sequence[Station]) -> None:
+        self._room = stations[0].room
         self.together = max(station.together for station in stations)
         self._false_starts = 0
         self._workers: list[_Worker] = []
@@ -135,7 +134,7 @@ class LocalPool:
     def holds(self, memory: int) -> bool:
         """Tell whether there is room for another job."""
         taken = [max(worker.names.values()) for worker in self._workers if worker.names]
-        return self._room is None or not taken or sum(taken) + memory <= self._room
+        return self._room is None or not taken or MARGIN * (sum(taken) + memory) <= self._room
 
     @property
     def processes(self) -> list[int]:

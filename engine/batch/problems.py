@@ -11,7 +11,7 @@ from torch import Tensor
 from flashdip.engine.batch.driver import Listed, drive
 from flashdip.engine.batch.jobs import Opened, Outcome
 from flashdip.engine.batch.journal import Journal
-from flashdip.engine.batch.plan import stations
+from flashdip.engine.batch.machine import stations
 from flashdip.engine.batch.pool import LocalPool, Pool
 from flashdip.engine.batch.worker import Station
 from flashdip.engine.config import FitConfig
@@ -21,6 +21,7 @@ from flashdip.engine.fit import check
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.stopping import Stopping
+from flashdip.engine.tasks import Statement
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,8 @@ class ProblemJob:
     def open(self) -> Opened:
         """Read the problem."""
         problem, config, truth = pickle.loads(self.stated)
-        return Opened(problem, config, truth, (), self._hand_over)
+        stated = Statement(problem, config, truth, (), picture=None, factor=None)
+        return Opened(stated, self._hand_over)
 
     def _hand_over(self, result: Result) -> Outcome:
         return Outcome(self.name, "done", result=result)

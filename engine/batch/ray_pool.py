@@ -33,6 +33,8 @@ class RayPool:
         device: "cpu", "cuda", or "auto": GPUs if the cluster has any.
         threads: CPUs for each task.
         idle: Bytes of memory that a worker takes beside its jobs.
+        room: Bytes that a job may take; a picture that needs more is tiled. None: what its node
+            has.
 
     Raises:
         ConfigError: The device is not one of these.
@@ -47,6 +49,7 @@ class RayPool:
         device: str = "auto",
         threads: int = 1,
         idle: int = 0,
+        room: int | None = None,
     ) -> None:
         try:
             import ray
@@ -67,7 +70,7 @@ class RayPool:
                 ) from None
         gpu = device == "cuda" or (device == "auto" and self._resources().get("GPU", 0) >= 1)
         self._kind = "GPU" if gpu else "CPU"
-        self._station = Station("cuda" if gpu else "cpu", backend, threads)
+        self._station = Station("cuda" if gpu else "cpu", backend, threads, room=room, share=room)
         self._needs = {"CPU": float(threads)} | ({"GPU": 1.0} if gpu else {})
         self._idle = idle
         self.together = self._station.together
@@ -124,10 +127,12 @@ class RayPool:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give jobs to a task."""
         needs, options = dict(self._needs), dict(self._options)
+        room = self._station.room
         if taken := max(job.memory for job in jobs):
-            needs["memory"] = options["memory"] = taken + self._idle
+            taken = self._idle + (taken if room is None else min(taken, room))
+            needs["memory"] = options["memory"] = taken
         if not self._hold(needs):
-            reason = f"expected a node with {size(taken + self._idle)} of memory, got none so large"
+            reason = f"expected a node with {size(taken)} of memory, got none so large"
             self._refused += [Outcome(job.name, "failed", f"Ray: {reason}") for job in jobs]
             return
         generator = self._work.options(**options).remote(list(jobs), self._station)

@@ -215,6 +215,12 @@ class Outputs:
             finally:
                 staged.unlink(missing_ok=True)
 
+    def scratch(self, identity: str) -> str | None:
+        """Return how the name of a folder begins that a job may use; None: not on this storage."""
+        if remote(self.address):
+            return None
+        return str(Path(self.address, OWN, f"tiles-{identity[:16]}"))
+
     @property
     def _staging(self) -> Path:
         return Path(self.address, OWN, "staging")

@@ -10,17 +10,22 @@ import functools
 import os
 import pickle
 import queue
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flashdip.engine.batch.jobs import Job, Opened, Outcome
 from flashdip.engine.batch.storage import hopeless
 from flashdip.engine.errors import FlashDIPError
 from flashdip.engine.files import one_line
+
+if TYPE_CHECKING:
+    from flashdip.engine.planning import Plan
+    from flashdip.engine.task_options import FitOptions
 
 _T = TypeVar("_T")
 
@@ -38,12 +43,16 @@ class Station:
         backend: Name of one, or "auto".
         threads: Of the CPU, that it may use.
         at_once: Fits side by side; None: as many as suit the device.
+        room: Bytes of memory that jobs may take here, all workers' together; None: not known.
+        share: That of one worker.
     """
 
     device: str
     backend: str = "auto"
     threads: int = 1
     at_once: int | None = None
+    room: int | None = None
+    share: int | None = None
 
     @property
     def together(self) -> int:
@@ -73,12 +82,56 @@ def perform(jobs: Sequence[Job], station: Station) -> Iterator[Outcome]:
         if isinstance(opened, Outcome):
             yield opened
             continue
-        problem = opened.problem
-        shapes = tuple(problem.shape), tuple(problem.observation.shape)
-        config = dataclasses.replace(opened.config, seed=0)
+        found = _tried(job, functools.partial(_tiled, job, opened, station))
+        if isinstance(found, Outcome):
+            yield found
+            continue
+        if found is not None:
+            yield _tried(job, functools.partial(_fit_tiled, opened, found, station))
+            continue
+        stated = opened.statement
+        shapes = tuple(stated.problem.shape), tuple(stated.problem.observation.shape)
+        config = dataclasses.replace(stated.config, seed=0)
         alike.setdefault((shapes, config), []).append((job, opened))
     for group in alike.values():
         yield from _fit(group, station)
+
+
+def _options(station: Station) -> "FitOptions":
+    return {"backend": station.backend, "device": station.device}
+
+
+def _tiled(job: Job, opened: Opened, station: Station) -> "Plan | None":
+    """Return the plan of a picture that has to be tiled; None: it is fitted as a whole."""
+    from flashdip.engine import planning, tasks
+    from flashdip.engine.memory import resident
+
+    room, whole = station.room, opened.tile is None
+    if whole and job.memory and (room is None or planning.MARGIN * job.memory <= room):
+        return None  # the driver sees to it that there is room; to plan would take memory, too
+    if opened.statement.factor is None:
+        return None
+    options = _options(station) | {"tile": opened.tile}
+    room = room if job.memory else station.share
+    if room is not None:
+        options["memory"] = (resident() or 0) + room
+    found = tasks.planned(opened.statement, options)
+    return None if found.tiling is None else found
+
+
+def _fit_tiled(opened: Opened, found: "Plan", station: Station) -> Outcome:
+    """Fit tile by tile; those that an earlier run left in the scratch folder are gone on from."""
+    from flashdip.engine.tasks import solve
+
+    options = _options(station)
+    if opened.scratch is None:
+        return opened.finish(solve(opened.statement, options, found))
+    assert found.tiling is not None
+    height, width = found.tiling.side
+    folder = f"{opened.scratch}-{width}x{height}"
+    outcome = opened.finish(solve(opened.statement, options | {"tiles": folder}, found))
+    shutil.rmtree(folder, ignore_errors=True)
+    return outcome
 
 
 def _fit(group: Sequence[tuple[Job, Opened]], station: Station) -> Iterator[Outcome]:
@@ -86,21 +139,21 @@ def _fit(group: Sequence[tuple[Job, Opened]], station: Station) -> Iterator[Outc
     from flashdip.engine.errors import DivergedError
     from flashdip.engine.fit_many import fit_many
 
-    all_opened = [opened for _, opened in group]
+    stated = [opened.statement for _, opened in group]
     left = dict(enumerate(group))
     try:
         results = fit_many(
-            [opened.problem for opened in all_opened],
-            all_opened[0].config,
+            [each.problem for each in stated],
+            stated[0].config,
             at_once=station.at_once,
-            seeds=[opened.config.seed for opened in all_opened],
-            truths=[opened.truth for opened in all_opened],
+            seeds=[each.config.seed for each in stated],
+            truths=[each.truth for each in stated],
             backend=station.backend,
             device=station.device,
         )
         for index, result in results:
             job, opened = left.pop(index)
-            notes = [*opened.notes, *result.record["notes"]]
+            notes = [*opened.statement.notes, *result.record["notes"]]
             noted = dataclasses.replace(result, record=result.record | {"notes": notes})
             yield _tried(job, functools.partial(opened.finish, noted))
     except HopelessError:

@@ -228,6 +228,52 @@ def test_what_goes_wrong_together_is_tried_apart(
     assert sorted(sizes) == [1, 1, 1, 2]
 
 
+def test_what_is_too_large_is_tiled_and_goes_on_where_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its memory or by request; what an earlier run left of the tiles is used."""
+    from flashdip.engine import tasks, tiled
+
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "in" / "large.png")
+    genuine, fitted = tiled.fit, []
+
+    def fails_at_the_third(*arguments: Any, **options: Any) -> Any:
+        fitted.append(arguments[0].shape)
+        if len(fitted) == 3:
+            raise RuntimeError("the power went")
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(tiled, "fit", fails_at_the_third)
+    (job,) = jobs(folder, "large.png", options={"tile": 32})
+    assert done([job])["large.png"].state == "failed"
+    assert done([job])["large.png"].state == "done"
+    record = json.loads((folder / "out" / "large.png.json").read_text())
+    assert record["tiles"]["grid"] == [2, 3]
+    assert len(fitted) == 3 + 4  # two were done
+    assert set(fitted) == {(3, 32, 32)}
+    assert load(folder / "out" / "large.png").pixels.shape == (48, 80, 3)
+    assert [path.name for path in (folder / "out" / ".flashdip").iterdir()] == ["staging"]
+    assert done([job])["large.png"].state == "kept"
+
+    asked: list[Any] = []
+
+    def planned(stated: Any, options: Any) -> Any:
+        asked.append(options)
+        return genuine_plan(stated, options)
+
+    genuine_plan = tasks.planned
+    monkeypatch.setattr(tasks, "planned", planned)
+    (plain,) = jobs(folder, "1.png")
+    enough = replace(CPU, room=200, share=100)
+    assert next(perform([replace(plain, memory=100)], enough)).state == "done"
+    assert asked == []  # it fits into the room
+    small = replace(CPU, room=1, share=1)
+    outcome = next(perform([replace(plain, name="2.png", memory=100)], small))
+    assert "memory" in str(outcome.reason)  # not even its tiles do
+    assert asked[0]["memory"] > 1
+
+
 def test_fits_that_diverge_before_any_image_fail(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
