@@ -70,7 +70,7 @@ def memory(folder: Path) -> None:
 
 def throughput(folder: Path) -> None:
     """Compare a batch of 200 small pictures with one after another in one process."""
-    count, iterations = 200, 40
+    count, iterations = 200, 100
     # Each is to choose its threads itself.
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     _noisy(folder / "in", count, 64)

@@ -80,6 +80,11 @@ class Maker:
             options = {**self.options, **one.options}
             mask = options.pop("mask", None) or self._beside(self.mask, one.name)
             truth = options.pop("truth", None) or self._beside(self.truth, one.name)
+            if not _in_unicode(name + one.source):
+                raise InputError(
+                    f"{one_line(one.source)}: expected a path in UTF-8, which records and summary "
+                    "are written in, got other bytes: rename it"
+                )
             recipe = Recipe(self.task, options, dict(self.own))
             recipe = recipes.setdefault(repr(recipe), recipe)
             _ = recipe.identity  # refuses what does not go together, before anything runs
@@ -121,6 +126,14 @@ class Maker:
             return None
         folder = storage.file_system(given).isdir(given) if remote(given) else os.path.isdir(given)
         return f"{given}/{name}" if folder else given
+
+
+def _in_unicode(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _same(one: str, other: str) -> bool:

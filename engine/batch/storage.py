@@ -239,6 +239,8 @@ def _named(place: str) -> Iterator[None]:
 
 def hopeless(error: BaseException) -> bool:
     """Tell whether an error means that nothing else can be written either: the disk is full."""
+    if not isinstance(error, OutputError):
+        return False
     numbers: set[Any] = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
     cause: BaseException | None = error
     while cause is not None:

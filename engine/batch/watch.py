@@ -87,5 +87,8 @@ class Watched:
             if other != source:
                 raise InputError(f"output {job.name}: expected a name that {other} has not taken")
         except InputError as error:
-            return RefusedJob(one.name, str(error)), one.source
+            name, source = (
+                each.encode(errors="replace").decode() for each in (one.name, one.source)
+            )
+            return RefusedJob(name, str(error)), source
         return job, source

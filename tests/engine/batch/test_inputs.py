@@ -1,6 +1,7 @@
 """What names a picture, and what each output is called: never outside, never twice."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def test_an_input_is_never_replaced(folder: Path) -> None:
     (folder.parent / "out").symlink_to(folder)
     with pytest.raises(InputError, match="holds no inputs"):
         maker(folder).jobs([Found(str(folder / "1.png"), "1.png")])
+
+
+def test_paths_in_no_known_writing_are_refused(folder: Path) -> None:
+    odd = os.fsdecode(bytes(folder) + b"/\xff.png")
+    Path(odd).write_bytes((folder / "1.png").read_bytes())
+    with pytest.raises(InputError, match="expected a path in UTF-8") as caught:
+        maker(folder).jobs(expand([str(folder)], Outputs("/none")))
+    assert str(caught.value).isprintable()
 
 
 def test_jobs_know_their_recipe_and_size(folder: Path) -> None:

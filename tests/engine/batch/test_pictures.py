@@ -196,6 +196,24 @@ def test_links_lead_nowhere_outside(folder: Path) -> None:
     assert not list(outside.iterdir())
 
 
+def test_a_broken_disk_of_inputs_is_that_pictures_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    genuine = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path == folder / "in" / "1.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return genuine(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    outcomes = done(jobs(folder, "1.png", "3.png"))
+    assert "Input/output error" in str(outcomes["1.png"].reason)
+    assert outcomes["3.png"].state == "done"
+
+
 def test_a_full_disk_is_nobodys_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
@@ -233,10 +251,11 @@ def test_what_is_too_large_is_tiled_and_goes_on_where_it_was(
 ) -> None:
     """By its memory or by request; what an earlier run left of the tiles is used."""
     from flashdip.engine import tasks, tiled
+    from flashdip.engine.fit import fit as genuine
 
     pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "in" / "large.png")
-    genuine, fitted = tiled.fit, []
+    fitted: list[tuple[int, ...]] = []
 
     def fails_at_the_third(*arguments: Any, **options: Any) -> Any:
         fitted.append(arguments[0].shape)
