@@ -1,10 +1,8 @@
 """The command that restores many pictures: `flashdip batch`."""
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdip.engine.command_options import SharedOptions, with_options
-from flashdip.engine.errors import ConfigError, OutputError
+from flashdip.engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from flashdip.engine.batch.driver import Source
@@ -163,7 +161,7 @@ def batch(
     if options.dry_run:
         _show_plan([job for job, _ in jobs], options, configs, maker.needs.idle)
         return
-    with Interruption() as interruption, _sole(outputs), _journal(options, outputs) as journal:
+    with Interruption() as interruption, outputs.sole(), _journal(options, outputs) as journal:
         outputs.prepare()
         source: Source
         if options.watch:
@@ -203,37 +201,6 @@ def _maker(options: BatchOptions, outputs: "Outputs") -> "Maker":
     precision: Any = given.get("precision", "auto")  # told to be one by the config
     needs = Needs(options.backend, options.device, precision)
     return Maker(options.task, given, own, outputs, mask, truth, suffix, options.force, needs)
-
-
-@contextmanager
-def _sole(outputs: "Outputs") -> Iterator[None]:
-    """Refuse to be the second batch that publishes in a folder.
-
-    Raises:
-        OutputError: There is another one.
-    """
-    from flashdip.engine.batch.storage import OWN, remote
-    from flashdip.engine.files import reason_of
-
-    if remote(outputs.address):  # the journal's own lock is all there is
-        yield
-        return
-    path = Path(outputs.address, OWN, "lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            # Given back by the system when this process ends, in whatever way.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise OutputError(
-            f"{outputs.address}: expected a folder that no other batch publishes in, got one that "
-            "is in use: wait for that batch, or choose another folder"
-        ) from None
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{outputs.address}: cannot be used: {reason_of(error)}") from error
 
 
 def _journal(options: BatchOptions, outputs: "Outputs") -> "Journal":

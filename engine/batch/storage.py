@@ -6,11 +6,12 @@ the journal and into records.
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,33 @@ class Outputs:
     def place(self, name: str) -> str:
         """Return the address of an output."""
         return f"{self.address}/{name}"
+
+    @contextmanager
+    def sole(self) -> Iterator[None]:
+        """Be the only batch that publishes here while the block runs; make the folder if missing.
+
+        On remote storage nothing is locked: there the journal's own lock has to do.
+
+        Raises:
+            OutputError: There is another one.
+        """
+        if remote(self.address):
+            yield
+            return
+        lock = Path(self.address, OWN, "lock")
+        with ExitStack() as stack:
+            with _named(self.address):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(lock.open("a"))
+                try:
+                    # Given back by the system when this process ends, in whatever way.
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise OutputError(
+                        f"{one_line(self.address)}: expected a folder of no other batch, got one "
+                        "that is in use: wait for that batch, or choose another folder"
+                    ) from None
+            yield
 
     def prepare(self) -> None:
         """Make the folder, and remove what killed workers left half-written in it.
