@@ -110,9 +110,9 @@ class Needs:
 
         Those of this process, once a small fit has brought the libraries that any fit uses.
         """
-        small = SkipConfig(inputs=4, down=(8, 8), skip=2)
+        small = SkipConfig(inputs=16, down=(16, 32, 32), skip=4, upsample="nearest")
         config = FitConfig(network=small, iterations=1, precision=self.precision)
-        problem = Problem(torch.zeros(1, 3, 32, 32), (3, 32, 32))
+        problem = Problem(torch.zeros(1, 3, 64, 64), (3, 64, 64))
         fit(problem, config, backend=self.backend, device=self.device)
         return memory.resident() or 0
 
