@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flashdip.engine.presets import preset
     from flashdip.engine.problems import Problem
     from flashdip.engine.result import Result
+    from flashdip.engine.sequence import sequence
     from flashdip.engine.tasks import dejpeg, denoise, inpaint, restore, superres
 
 _HOME = {
@@ -67,6 +68,7 @@ _HOME = {
     "psnr": "metrics",
     "restore": "tasks",
     "save": "images",
+    "sequence": "sequence",
     "superres": "tasks",
 }
 
@@ -103,6 +105,7 @@ __all__ = [
     "psnr",
     "restore",
     "save",
+    "sequence",
     "superres",
 ]
 

@@ -144,6 +144,15 @@ class RunOptions(SharedOptions):
             help="Undamaged picture, to report PSNR against; never changes the result.",
         ),
     ] = None
+    sequence: Annotated[
+        bool,
+        typer.Option(
+            "--sequence",
+            rich_help_panel=_FIT,
+            help="INPUT is a folder of frames, a TIFF of several pages or channels, or a video: "
+            "each one begins with the weights of the one before.",
+        ),
+    ] = False
     init: Annotated[
         Path | None,
         typer.Option(

@@ -155,6 +155,11 @@ def _network(config: "SkipConfig") -> str:
 
 def _run(task: str, image: Path, options: RunOptions, **own: Any) -> None:
     """Check the outputs, fit with progress, write, report, and exit with the code."""
+    if options.sequence:
+        from flashdip.engine import sequence_command
+
+        sequence_command.run(task, image, options, own)
+        return
     _check_outputs(options)
     arguments = own | options.fit_options()
     # From here on torch is needed, which takes a second or two to import.

@@ -141,6 +141,8 @@ def fit_tiled(
                     f"stopped in {label}: what is done is in {one_line(folder)}; the same command "
                     "goes on from there"
                 )
+            if init is None:
+                del result.weights["z"]  # it is the seed's, and as large as many images
             done.append(_publish(path, result, identity))
             running.unlink(missing_ok=True)
         result = _joined(problem, place, tiling, done, truth)

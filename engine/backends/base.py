@@ -119,8 +119,8 @@ class Slot(Protocol):
         """Take other weights and another z than the seed's, before the first iteration.
 
         Args:
-            weights: Parameters by name in their published shapes, and the network's input "z", as
-                `result` returns them.
+            weights: Parameters by name in their published shapes and the network's input "z", as
+                `result` returns them; without "z" the seed's stays.
         """
         ...
 
