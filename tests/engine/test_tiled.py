@@ -28,6 +28,7 @@ from flashdip.engine.operators import Downsample, Linear, Mask
 from flashdip.engine.picture import Picture
 from flashdip.engine.planning import bytes_of, plan
 from flashdip.engine.problems import Problem
+from flashdip.engine.result import Result
 from flashdip.engine.tiled import fit_tiled
 from flashdip.engine.tiling import Tiling, cut
 from tests.engine.test_fit import StopAt, truth
@@ -357,3 +358,17 @@ def test_a_dry_run_only_says_what_it_would_take(command: Command) -> None:
     assert record["tiles"] == {"grid": [1, 2], "side": [40, 40], "overlap": 5}
     assert record["iterations"] == 900
     assert {path.name for path in Path().iterdir()} == {"noisy.png"}
+
+
+def test_a_tiled_result_is_saved_and_reported_like_any_other(tmp_path: Path) -> None:
+    """The page says how the tiles agree; there are no weights to begin with."""
+    problem, _ = noisy()
+    result = fit_tiled(problem, TINY, FOUR, device="cpu")
+    result.save(tmp_path / "run")
+    loaded = Result.load(tmp_path / "run")
+    assert torch.equal(loaded.image, result.image)
+    assert loaded.record == result.record
+    result.report(tmp_path / "page.html")
+    assert "4 tiles of 32x24 agree to" in (tmp_path / "page.html").read_text()
+    with pytest.raises(InputError, match=r"expected the finite weights level0\.skip\.weight in"):
+        fit(problem, TINY, device="cpu", init=tmp_path / "run")
