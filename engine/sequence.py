@@ -26,6 +26,7 @@ from flashdip.engine.presets import TASKS
 from flashdip.engine.result import PICTURES, Result
 from flashdip.engine.task_options import Image, config_of
 from flashdip.engine.tiling import WARM_SHARE
+from flashdip.engine.warm import Init, Warm
 
 _FRAME, _WEIGHTS = "frame-", "fit.safetensors"
 _ANY = 1 << 40  # pixels of our own files
@@ -57,6 +58,8 @@ def sequence(frames: Iterable[Image], task: str = "denoise", **options: Any) -> 
     """
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if options.get("truth") is not None:
+        raise ConfigError("truth: expected none with a sequence, got one: compare its results")
     folder = options.pop("checkpoint", None)
     return _results(frames, task, None if folder is None else Path(folder), options)
 
@@ -113,7 +116,7 @@ def _results(
     if folder is not None:
         _make(folder)
     before: Result | None = None
-    last = ""  # fingerprint of the frame before
+    last = _begun(first)  # then the fingerprint of the frame before
     cold = 0  # iterations of the latest frame that began with random weights
     for index, frame in enumerate(frames):
         limit = options.get("max_pixels", MAX_PIXELS)
@@ -150,6 +153,13 @@ def _results(
             (folder / f"{_FRAME}{index - 1:05}" / _WEIGHTS).unlink(missing_ok=True)
         before = result
         yield result
+
+
+def _begun(init: Init | None) -> str:
+    """Return what tells one beginning from another."""
+    if isinstance(init, Result):
+        return Warm("a result", init.weights).digest
+    return "" if init is None else str(init)
 
 
 def _follows(picture: Picture, before: Result) -> bool:

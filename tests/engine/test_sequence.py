@@ -92,6 +92,8 @@ def test_frames_are_asked_for_one_at_a_time() -> None:
     assert Noted("frame 3 cannot begin with the weights of the one before") in events
     with pytest.raises(ConfigError, match="task: expected one of denoise"):
         sequence(camera(), "sharpen")
+    with pytest.raises(ConfigError, match="truth: expected none with a sequence"):
+        sequence(camera(), truth=frame(0))
     with pytest.raises(TypeError, match="'speed'"):
         next(sequence(camera(), speed=3))
 
@@ -126,8 +128,9 @@ def test_a_stopped_sequence_goes_on(tmp_path: Path, at: int) -> None:
     assert [p.parent.name for p in kept.rglob("fit.safetensors")] == ["frame-00003"]
     with pytest.raises(InputError, match="belongs to another sequence or other settings"):
         list(sequence(frames[::-1], **TINY, checkpoint=kept))
-    with pytest.raises(InputError, match="belongs to another sequence or other settings"):
-        list(sequence(frames, **TINY | {"seed": 3}, checkpoint=kept))
+    for other in ({"seed": 3}, {"init": whole[0]}):
+        with pytest.raises(InputError, match="belongs to another sequence or other settings"):
+            list(sequence(frames, **TINY | other, checkpoint=kept))
 
 
 def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
