@@ -82,19 +82,19 @@ def perform(jobs: Sequence[Job], station: Station) -> Iterator[Outcome]:
         if isinstance(opened, Outcome):
             yield opened
             continue
-        found = _tried(job, functools.partial(_tiled, job, opened, station))
-        if isinstance(found, Outcome):
-            yield found
-            continue
-        if found is not None:
-            yield _tried(job, functools.partial(_fit_tiled, opened, found, station))
-            continue
         stated = opened.statement
         shapes = tuple(stated.problem.shape), tuple(stated.problem.observation.shape)
         config = dataclasses.replace(stated.config, seed=0)
-        alike.setdefault((shapes, config), []).append((job, opened))
+        alike.setdefault((shapes, config, opened.tile), []).append((job, opened))
     for group in alike.values():
-        yield from _fit(group, station)
+        found = _tried(group[0][0], functools.partial(_tiled, *group[0], station))
+        if found is None:
+            yield from _fit(group, station)
+        elif isinstance(found, Outcome):
+            yield from (dataclasses.replace(found, name=job.name) for job, _ in group)
+        else:
+            for job, opened in group:
+                yield _tried(job, functools.partial(_fit_tiled, opened, found, station))
 
 
 def _options(station: Station) -> "FitOptions":
