@@ -128,10 +128,11 @@ class Journal:
         query = "SELECT state, count(*) FROM jobs WHERE run = ? GROUP BY state"
         return dict(self._do(lambda: self._base.execute(query, (self.run,)).fetchall()))
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self, *, failed_first: bool = False) -> Iterator[dict[str, Any]]:
         """Yield this run's jobs by name: the columns of the table, the record as a dictionary."""
         columns = ("name", "source", "state", "attempts", "reason", "record", "before", "after")
-        query = f"SELECT {', '.join(columns)} FROM jobs WHERE run = ? ORDER BY name"
+        order = "state != 'failed', name" if failed_first else "name"
+        query = f"SELECT {', '.join(columns)} FROM jobs WHERE run = ? ORDER BY {order}"
         for values in self._base.execute(query, (self.run,)):
             row = dict(zip(columns, values, strict=True))
             yield row | {"record": json.loads(row["record"])}

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import metadata, resources
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -79,13 +80,14 @@ def _page(journal: Journal, summary: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count)
     head = ("before", "after", "picture", "state", "PSNR, dB", "iterations", "seconds", "ended by")
     cells = "".join(f'<th scope="col"><button type="button">{each}</button></th>' for each in head)
-    rows = list(_rows(journal))
-    cut = "" if len(rows) <= MOST_ROWS else f" Shown: the first {MOST_ROWS:,}."
+    total = len(summary["jobs"])
+    rows = islice(_rows(journal), MOST_ROWS)
+    cut = "" if total <= MOST_ROWS else f" Shown: the first {MOST_ROWS:,}, failures before others."
     body = (
-        f"<h1>{escape(summary['task'])}: {len(rows):,} pictures</h1>"
+        f"<h1>{escape(summary['task'])}: {total:,} pictures</h1>"
         f"<p>{escape(counts)}; {summary['images_per_hour']:.0f} an hour.{cut} A heading sorts.</p>"
         f'<table id="jobs"><thead><tr>{cells}</tr></thead><tbody>'
-        f"{''.join(rows[:MOST_ROWS])}</tbody></table>"
+        f"{''.join(rows)}</tbody></table>"
     )
     files = resources.files("flashdip.engine.batch")
     script, style = (files.joinpath(f"summary.{kind}").read_text("utf-8") for kind in ("js", "css"))
@@ -94,7 +96,7 @@ def _page(journal: Journal, summary: dict[str, Any]) -> str:
 
 def _rows(journal: Journal) -> Iterator[str]:
     """Yield a row of the page for each job; the second value of a cell is what it sorts by."""
-    for row in journal.rows():
+    for row in journal.rows(failed_first=True):
         record = row["record"]
         name, state = escape(row["name"]), escape(row["state"])
         published = row["state"] in ("done", "kept")

@@ -82,3 +82,18 @@ def test_the_page_holds_no_markup_from_outside(folder: Path) -> None:
     assert len(re.findall(r"<tr><td", text)) == 5
     assert text.count("data:image/webp") == 2
     assert "31.50" in text
+    assert text.index("HYPERLINK") < text.index(">a.png<")  # what failed comes first
+
+
+def test_a_long_page_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashdip.engine.batch.summary.MOST_ROWS", 2)
+    outputs = Outputs(str(tmp_path))
+    outputs.prepare()
+    with Journal(":memory:") as journal:
+        journal.add([(name, "/in") for name in ("a.png", "b.png", "c.png")])
+        journal.ended(Outcome("c.png", "failed", "broken"))
+        assert len(write(journal, outputs, "denoise", Tally())["jobs"]) == 3
+    text = (tmp_path / "index.html").read_text()
+    assert "3 pictures" in text
+    assert "Shown: the first 2" in text
+    assert re.findall(r'data-key="(.\.png)"', text) == ["c.png", "a.png"]
