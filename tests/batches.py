@@ -144,6 +144,10 @@ class Killing:
         try:
             seen: set[int] = set()
             for _ in range(workers):
+                until = time.monotonic() + 60
+                while not children(process.pid) and process.poll() is None:
+                    assert time.monotonic() < until, "no worker was started"
+                    time.sleep(0.05)
                 time.sleep(self.chance.uniform(0, longest))
                 there = children(process.pid)
                 seen.update(there)
