@@ -280,6 +280,7 @@ def _drive(
             if outcome is not None:
                 tally.count(outcome)
             tally.left, tally.running = journal.left, pool.busy
+            tally.part = journal.pixels_done / max(1, journal.pixels_done + journal.pixels_left)
             show(tally, outcome)
     return tally
 

@@ -136,7 +136,7 @@ def drive(
                 added.append((job, name))
         added += [changed.pop(name) for name in list(changed) if name not in running]
         if added:
-            journal.add([(job.name, name) for job, name in added])
+            journal.add([(job.name, name, job.pixels) for job, name in added])
             waiting.add([job for job, _ in added])
         while pool.free and waiting.names and pool.holds(waiting.memory):
             jobs = waiting.take(pool.together, pool.size)
@@ -147,8 +147,7 @@ def drive(
             return
         for event in pool.poll(_TICK):
             for outcome in _outcomes(event, running, waiting, attempts, journal):
-                del running[outcome.name]
-                journal.ended(outcome)
+                journal.ended(outcome, running.pop(outcome.name).pixels)
                 yield outcome
         yield None
     journal.waiting(list(running), lost=False)

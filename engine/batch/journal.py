@@ -46,6 +46,8 @@ class Journal:
 
     Attributes:
         left: Jobs of this run that were added and have not ended.
+        pixels_left: Theirs.
+        pixels_done: Of the pictures that this run restored.
 
     Raises:
         OutputError: It cannot be opened, or another driver has it.
@@ -53,7 +55,7 @@ class Journal:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self.left = 0
+        self.left = self.pixels_left = self.pixels_done = 0
         self._thumbnails = 0
         try:
             self._base = sqlite3.connect(self.path, isolation_level=None, timeout=1.0)
@@ -82,9 +84,9 @@ class Journal:
         with suppress(sqlite3.Error):  # a full disk; what was committed stays
             self._base.close()
 
-    def add(self, jobs: Sequence[tuple[str, str]]) -> None:
-        """Note jobs, each a name and a source, as waiting in this run."""
-        rows = [(name, source, self.run, time.time()) for name, source in jobs]
+    def add(self, jobs: Sequence[tuple[str, str, int]]) -> None:
+        """Note jobs, each a name, a source and a number of pixels, as waiting in this run."""
+        rows = [(name, source, self.run, time.time()) for name, source, _ in jobs]
         self._many(
             "INSERT INTO jobs (name, source, run, state, changed) VALUES (?, ?, ?, 'waiting', ?) "
             "ON CONFLICT (name) DO UPDATE SET source = excluded.source, run = excluded.run, "
@@ -93,6 +95,7 @@ class Journal:
             rows,
         )
         self.left += len(rows)
+        self.pixels_left += sum(pixels for _, _, pixels in jobs)
 
     def running(self, names: Sequence[str]) -> None:
         """Note that jobs were given to a worker."""
@@ -109,13 +112,15 @@ class Journal:
             [(int(lost), time.time(), name) for name in names],
         )
 
-    def ended(self, outcome: Outcome) -> None:
-        """Note how a job ended."""
+    def ended(self, outcome: Outcome, pixels: int) -> None:
+        """Note how a job of so many pixels ended."""
         before = after = None
         if outcome.thumbnails is not None and self._thumbnails < MOST_THUMBNAILS:
             before, after = outcome.thumbnails
             self._thumbnails += 1
         self.left -= 1
+        self.pixels_left -= pixels
+        self.pixels_done += pixels if outcome.state == "done" else 0
         record = json.dumps(outcome.record, allow_nan=False)
         self._many(
             "UPDATE jobs SET state = ?, reason = ?, record = ?, before = ?, after = ?, changed = ? "

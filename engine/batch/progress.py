@@ -27,6 +27,7 @@ class Tally:
         running: Workers that have jobs.
         done, kept, failed: Jobs that ended so.
         diverged: Of those done, fits that ended with their last good picture.
+        part: How much of the pixels that are to be restored is restored, in [0, 1].
     """
 
     left: int = 0
@@ -35,6 +36,7 @@ class Tally:
     kept: int = 0
     failed: int = 0
     diverged: int = 0
+    part: float = 0.0
     _begun: float = field(default_factory=time.monotonic)
 
     def count(self, outcome: Outcome) -> None:
@@ -55,7 +57,7 @@ class Tally:
     @property
     def remaining(self) -> float | None:
         """Seconds that the rest will take at this rate; None: not known yet."""
-        return None if self.done == 0 else self.left * self.seconds / self.done
+        return None if self.part == 0 else self.seconds * (1 - self.part) / self.part
 
     def line(self) -> str:
         """Write everything in one line."""

@@ -34,12 +34,12 @@ def summary(window: Browser, tmp_path: Path) -> Path:
     outputs.prepare()
     with Journal(":memory:") as journal:
         names = ["10.png", "9.png", "b.png", hostile]
-        journal.add([(name, "/in") for name in names])
+        journal.add([(name, "/in", 1) for name in names])
         for name, psnr in zip(names, (9.5, 31.25, None, None), strict=True):
             state: State = "failed" if name == hostile else "done"
             record = {"psnr": psnr, "iterations": 10}
             thumbnails = None if name == hostile else (small, small)
-            journal.ended(Outcome(name, state, "<script>1</script>", record, thumbnails))
+            journal.ended(Outcome(name, state, "<script>1</script>", record, thumbnails), 1)
         write(journal, outputs, "denoise", Tally())
     window.log("performance")
     window.open(tmp_path / "index.html")

@@ -131,6 +131,7 @@ def test_a_tally_in_words() -> None:
     tally = Tally(left=6, running=2)
     for outcome in outcomes():
         tally.count(outcome)
+    tally.part = 0.4
     tally._begun -= 3600
     assert (tally.done, tally.kept, tally.failed, tally.diverged) == (4, 1, 1, 1)
     line = "4 done, 1 kept, 2 running, 1 failed, 6 left, 4 an hour, 1:30:00 to go"
@@ -156,7 +157,7 @@ def test_a_terminal_gets_a_live_table(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
-    tally = Tally(left=7)
+    tally = Tally(left=7, part=0.5)
     with show_batch(quiet=False) as show:
         for outcome in outcomes():
             tally.count(outcome)

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     tally = Tally()
     with Journal(tmp_path / "journal") as journal:
         names = ["a.png", "b/c d.png", "javascript:alert(1).png", EVIL, "waits.png"]
-        journal.add([(name, f"/in/{name}") for name in names])
+        journal.add([(name, f"/in/{name}", 1) for name in names])
         outcomes = [
             Outcome("a.png", "done", record=RECORD, thumbnails=(b"before", b"after")),
             Outcome("b/c d.png", "kept", record={**RECORD, "psnr": None}),
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
             Outcome(EVIL, "failed", '=HYPERLINK("http://evil") <script>alert(2)</script>'),
         ]
         for outcome in outcomes:
-            journal.ended(outcome)
+            journal.ended(outcome, 1)
             tally.count(outcome)
         write(journal, outputs, "denoise", tally)
     return tmp_path
@@ -90,8 +90,8 @@ def test_a_long_page_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     outputs = Outputs(str(tmp_path))
     outputs.prepare()
     with Journal(":memory:") as journal:
-        journal.add([(name, "/in") for name in ("a.png", "b.png", "c.png")])
-        journal.ended(Outcome("c.png", "failed", "broken"))
+        journal.add([(name, "/in", 1) for name in ("a.png", "b.png", "c.png")])
+        journal.ended(Outcome("c.png", "failed", "broken"), 1)
         assert len(write(journal, outputs, "denoise", Tally())["jobs"]) == 3
     text = (tmp_path / "index.html").read_text()
     assert "3 pictures" in text
