@@ -1,4 +1,4 @@
-.PHONY: dev types check test test-browser demo fuzz kernels bench bench-gpu
+.PHONY: dev types check test test-browser demo fuzz stress kernels bench bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -46,6 +46,10 @@ demo: dev  # restore a photograph; the pictures go to demo/
 
 fuzz: dev  # 1,000 damaged files of each image format
 	$(BIN)/python tests/fuzz.py 1000
+
+stress: dev  # a batch under 50 kills, its memory and throughput; 24 megapixels in 6 GB; hours
+	$(BIN)/python tests/stress.py
+	$(BIN)/python tests/stress_tiles.py
 
 kernels: dev  # compile every kernel for every NVIDIA GPU and size, without one; fail on what must not be
 	$(BIN)/flashdip kernels --check

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         InputError,
         OutputError,
         ShapeError,
+        StoppedError,
         UnavailableError,
     )
     from flashdip.engine.fit import fit
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
         Mask,
         Operator,
     )
+    from flashdip.engine.planning import Plan, plan
     from flashdip.engine.presets import preset
     from flashdip.engine.problems import Problem
     from flashdip.engine.result import Result
+    from flashdip.engine.sequence import sequence
     from flashdip.engine.tasks import dejpeg, denoise, inpaint, restore, superres
 
 _HOME = {
@@ -47,9 +50,11 @@ _HOME = {
     "Operator": "operators",
     "OutputError": "errors",
     "Picture": "images",
+    "Plan": "planning",
     "Problem": "problems",
     "Result": "result",
     "ShapeError": "errors",
+    "StoppedError": "errors",
     "UnavailableError": "errors",
     "dejpeg": "tasks",
     "denoise": "tasks",
@@ -58,10 +63,12 @@ _HOME = {
     "fits_in_memory": "fit_many",
     "inpaint": "tasks",
     "load": "images",
+    "plan": "planning",
     "preset": "presets",
     "psnr": "metrics",
     "restore": "tasks",
     "save": "images",
+    "sequence": "sequence",
     "superres": "tasks",
 }
 
@@ -80,9 +87,11 @@ __all__ = [
     "Operator",
     "OutputError",
     "Picture",
+    "Plan",
     "Problem",
     "Result",
     "ShapeError",
+    "StoppedError",
     "UnavailableError",
     "dejpeg",
     "denoise",
@@ -91,10 +100,12 @@ __all__ = [
     "fits_in_memory",
     "inpaint",
     "load",
+    "plan",
     "preset",
     "psnr",
     "restore",
     "save",
+    "sequence",
     "superres",
 ]
 

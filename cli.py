@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Restore",
         "Fill missing pixels that the picture itself marks.",
     ),
+    "batch": (
+        "flashdip.engine.batch.command:batch",
+        "Restore many",
+        "Restore many pictures; a second run goes on.",
+    ),
     "presets": ("flashdip.engine.commands:presets", "Look", "List the presets of each task."),
     "doctor": ("flashdip.engine.doctor:doctor", "Look", "Show what this machine can run, and why."),
     "kernels": (

@@ -1,4 +1,4 @@
-"""The options that every restoring command has, declared once and handed over as one value."""
+"""The options that restoring commands share, declared once and handed over as one value."""
 
 import functools
 import inspect
@@ -19,18 +19,9 @@ Input = Annotated[Path, typer.Argument(metavar="INPUT", help="PNG, JPEG, WebP or
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What the command line says about the fit, the outputs and the machine."""
+class SharedOptions:
+    """What the command line says about fits and the machine, be it for one picture or many."""
 
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Picture to write: .png, .jpg, .webp or .tif; dressed as the input was.",
-        ),
-    ]
     preset: Annotated[str, typer.Option(rich_help_panel=_FIT, help="See 'flashdip presets'.")] = (
         "default"
     )
@@ -73,30 +64,6 @@ class RunOptions:
             help="Any field of the preset, such as average=none; may be repeated.",
         ),
     ] = None
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_FIT,
-            metavar="FILE",
-            help="Undamaged picture, to report PSNR against; never changes the result.",
-        ),
-    ] = None
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_FIT,
-            metavar="FIT_DIR",
-            help="Begin with the weights of an earlier fit, from its --save-dir.",
-        ),
-    ] = None
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_FIT,
-            metavar="FILE",
-            help="Save the state of the fit here; continue from it if it is there.",
-        ),
-    ] = None
     backend: Annotated[
         str, typer.Option(rich_help_panel=_MACHINE, help="See 'flashdip doctor'.")
     ] = "auto"
@@ -114,20 +81,20 @@ class RunOptions:
             help="Refuse larger pictures before decoding them; 100 million if not given.",
         ),
     ] = None
-    save_dir: Annotated[
-        Path | None,
+    memory: Annotated[
+        str | None,
         typer.Option(
-            rich_help_panel=_OUTPUT,
-            metavar="DIR",
-            help="Also write the picture, result.json and the fitted weights here.",
+            rich_help_panel=_MACHINE,
+            metavar="SIZE",
+            help="Memory that may be used, such as 6GB; a picture that needs more is tiled.",
         ),
     ] = None
-    report: Annotated[
-        Path | None,
+    tile: Annotated[
+        int | None,
         typer.Option(
-            rich_help_panel=_OUTPUT,
-            metavar="FILE.html",
-            help="Also write a page: before and after, residual, curves, config, times.",
+            rich_help_panel=_MACHINE,
+            metavar="PIXELS",
+            help="Cut the picture into tiles of this side, whatever the memory.",
         ),
     ] = None
     force: Annotated[
@@ -147,8 +114,8 @@ class RunOptions:
             ConfigError: A --set is not FIELD=VALUE.
         """
         names = (
-            *("preset", "sigma", "iterations", "stop", "budget", "seed", "truth", "init"),
-            *("checkpoint", "backend", "device", "precision"),
+            *("preset", "sigma", "iterations", "stop", "budget", "seed"),
+            *("backend", "device", "precision", "memory", "tile"),
         )
         options = {name: getattr(self, name) for name in names}
         if self.max_pixels is not None:
@@ -156,19 +123,96 @@ class RunOptions:
         return options | {"settings": dict(map(setting, self.settings or []))}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SharedOptions):
+    """What the command line says about the fit of one picture, the outputs and the machine."""
+
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Picture to write: .png, .jpg, .webp or .tif; dressed as the input was.",
+        ),
+    ]
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FILE",
+            help="Undamaged picture, to report PSNR against; never changes the result.",
+        ),
+    ] = None
+    sequence: Annotated[
+        bool,
+        typer.Option(
+            "--sequence",
+            rich_help_panel=_FIT,
+            help="INPUT is a folder of frames, a TIFF of several pages or channels, or a video: "
+            "each one begins with the weights of the one before.",
+        ),
+    ] = False
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FIT_DIR",
+            help="Begin with the weights of an earlier fit, from its --save-dir.",
+        ),
+    ] = None
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FILE",
+            help="Save the state of the fit here, tiles into a folder; continue from it if there.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=_MACHINE,
+            help="Print the memory, tiles and time it would take, and end.",
+        ),
+    ] = False
+    save_dir: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            metavar="DIR",
+            help="Also write the picture, result.json and the fitted weights here.",
+        ),
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            metavar="FILE.html",
+            help="Also write a page: before and after, residual, curves, config, times.",
+        ),
+    ] = None
+
+    def fit_options(self) -> dict[str, Any]:
+        """Return what the functions of `flashdip.engine.tasks` take under the same names."""
+        own = ("truth", "init", "checkpoint")
+        return super().fit_options() | {name: getattr(self, name) for name in own}
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command that takes `options: RunOptions` as its last argument be parsed by typer.
+    """Let a command that takes `options`, a dataclass, as its last argument be parsed by typer.
 
     Typer reads a command's parameters from its signature; this replaces `options` there by the
-    fields of `RunOptions`, and collects their values again when the command runs.
+    fields of its class, and collects their values again when the command runs.
     """
     parameters = dict(inspect.signature(command).parameters)
-    del parameters["options"]
-    shared = inspect.signature(RunOptions).parameters
+    kind = parameters.pop("options").annotation
+    shared = inspect.signature(kind).parameters
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        options = RunOptions(**{name: values.pop(name) for name in shared})
+        options = kind(**{name: values.pop(name) for name in shared})
         command(**values, options=options)
 
     merged = [

@@ -6,6 +6,7 @@ writes. Ctrl-C or SIGTERM ends the fit early: the best image so far is written, 
 """
 
 import json
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdip.engine.command_options import Input, RunOptions, with_options
-from flashdip.engine.errors import OutputError
+from flashdip.engine.errors import OutputError, StoppedError
+from flashdip.engine.files import one_line
 
 if TYPE_CHECKING:
     from flashdip.engine.networks.skip import SkipConfig
+    from flashdip.engine.planning import Plan
     from flashdip.engine.result import Result
 
 # What Result.save writes.
@@ -152,32 +155,54 @@ def _network(config: "SkipConfig") -> str:
 
 def _run(task: str, image: Path, options: RunOptions, **own: Any) -> None:
     """Check the outputs, fit with progress, write, report, and exit with the code."""
+    if options.sequence:
+        from flashdip.engine import sequence_command
+
+        sequence_command.run(task, image, options, own)
+        return
     _check_outputs(options)
     arguments = own | options.fit_options()
     # From here on torch is needed, which takes a second or two to import.
     from flashdip.engine import tasks
     from flashdip.engine.images import check_save
     from flashdip.engine.progress import Interruption, show_progress
+    from flashdip.engine.tiled import remove_tiles
 
+    tiles = options.output.with_name(f"{options.output.name}.tiles")
+    if options.dry_run:
+        arguments["planned"] = partial(_print_plan, options)
     with Interruption() as interruption, show_progress(task, quiet=options.quiet) as show:
-        result = getattr(tasks, task)(
-            image,
-            accept=partial(check_save, options.output),
-            callback=interruption.watch(show),
-            interrupted=interruption,
-            **arguments,
-        )
+        try:
+            result = getattr(tasks, task)(
+                image,
+                accept=partial(check_save, options.output),
+                callback=interruption.watch(show),
+                interrupted=interruption,
+                tiles=tiles,
+                **arguments,
+            )
+        except StoppedError as stopped:
+            typer.echo(one_line(stopped), err=True)
+            raise typer.Exit(128 + (interruption.signal or signal.SIGINT)) from None
         result.write(options.output, force=options.force)
         if options.save_dir is not None:
             result.save(options.save_dir, force=options.force)
         if options.report is not None:
             result.report(options.report, name=image.name, force=options.force)
+        if "tiles" in result.record and options.checkpoint is None:
+            remove_tiles(tiles)
     _report(result, options)
     if result.stop_reason == "diverged":
         typer.echo("the fit diverged; the picture is the last good one", err=True)
         raise typer.Exit(1)
     if interruption.signal is not None and result.stop_reason == "interrupted":
         raise typer.Exit(128 + interruption.signal)
+
+
+def _print_plan(options: RunOptions, plan: "Plan") -> None:
+    """Print what a fit needs, and end."""
+    typer.echo(json.dumps(plan.record(), indent=1) if options.as_json else plan.line())
+    raise typer.Exit
 
 
 def _check_outputs(options: RunOptions) -> None:
@@ -187,7 +212,7 @@ def _check_outputs(options: RunOptions) -> None:
         OutputError: One exists and --force is not given, its directory does not exist or cannot be
             written to, or two outputs are one file.
     """
-    from flashdip.engine.files import check_writable, one_line
+    from flashdip.engine.files import check_writable
 
     files = [options.output]
     check_writable(options.output, force=options.force)

@@ -7,7 +7,8 @@
     │   └── ConfigError                  unknown preset or field, or a value outside its range
     ├── OutputError(OSError)             a result cannot be written where it was asked for
     ├── UnavailableError(RuntimeError)   a backend, device or extra cannot be used here
-    └── DivergedError(RuntimeError)      a fit diverged before it had any image
+    ├── DivergedError(RuntimeError)      a fit diverged before it had any image
+    └── StoppedError(RuntimeError)       a fit was stopped before it had a whole image
 
 Each message is one line: the name, what was expected, what came, and what to do about it.
 """
@@ -39,6 +40,10 @@ class OutputError(FlashDIPError, OSError):
 
 class DivergedError(FlashDIPError, RuntimeError):
     """A fit diverged, retries included, before it had any image."""
+
+
+class StoppedError(FlashDIPError, RuntimeError):
+    """A fit was stopped before it had a whole image; what it had done is kept."""
 
 
 class UnavailableError(FlashDIPError, RuntimeError):

@@ -123,7 +123,7 @@ def _target(path: Path, *, force: bool) -> Path:
             f"{one_line(target.parent)}, which is not one: create it first"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise OutputError(f"{one_line(path)}: cannot be written: {_reason(error)}") from error
+        raise OutputError(f"{one_line(path)}: cannot be written: {reason_of(error)}") from error
     if stat.S_ISDIR(mode):
         raise OutputError(
             f"{one_line(path)}: expected the name of a file to write, got a directory: "
@@ -176,10 +176,11 @@ def _as_output_errors(target: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"{one_line(target)}: cannot be written: {_reason(error)}") from error
+        raise OutputError(f"{one_line(target)}: cannot be written: {reason_of(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say why something could not be written, and what to do about it."""
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return "the disk is full (or the quota is used up): free some space or write elsewhere"
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:

@@ -55,8 +55,7 @@ def fit(
         truth: The undamaged image, [C, H, W] in [0, 1]: only to report the PSNR, never to choose an
             image.
         callback: Receives the events of `flashdip.engine.events`.
-        checkpoint: A file to save to every minute and at the end, and to go on from if it exists;
-            further runs have files of their own beside it.
+        checkpoint: A file to save to every minute and at the end, and to go on from if it exists.
         init: A fit to begin with: its result, or the folder that `Result.save` wrote. The network
             and the picture's size must be the same. None: random weights.
         interrupted: Asked after each iteration, or after ten where they take no time; when it
@@ -203,7 +202,7 @@ def outcome(
         "seconds_setup": setup,
         "seconds_fit": seconds,
         "iterations_per_second": run.done / max(seconds, 1e-9),
-        "peak_memory_bytes": _peak_memory(place.device),
+        "peak_memory_bytes": peak_memory(place.device),
         "backend": place.backend.name,
         "device": str(place.device),
         "precision": place.precision,
@@ -218,10 +217,10 @@ def outcome(
         "history": run.history,
     }
     weights = best.weights | {"image": image}
-    return Result(image, record, weights, plain_picture(image), _measurement(problem, best.image))
+    return Result(image, record, weights, plain_picture(image), measurement(problem, best.image))
 
 
-def _measurement(problem: Problem, image: Tensor) -> dict[str, Tensor]:
+def measurement(problem: Problem, image: Tensor) -> dict[str, Tensor]:
     """Return `Result.measurement` for the image [1, C, H, W] that was drawn, nothing pasted."""
 
     def plain(tensor: Tensor) -> Tensor:
@@ -253,7 +252,7 @@ def check(problem: Problem, truth: Tensor | None) -> None:
         )
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Return the most memory taken so far in bytes: of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -9,7 +9,8 @@ whatever is wrong with them is an `ImageError` of one line.
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ __all__ = ["MAX_PIXELS", "Picture", "as_picture", "check_save", "decode", "encod
 MAX_PIXELS = 100_000_000
 """Pixels that a file may claim, unless the caller allows more: 1.2 GB as RGB in float32."""
 
-_SUFFIXES = {
+SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -73,10 +74,8 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Pictu
         ImageError: Missing, not a file, not an image, damaged, truncated, animated or of several
             pages, empty, too large, or of a kind that cannot be restored as it is (CMYK, for one).
     """
-    try:
-        data = _read(Path(path), max_pixels)
-    except ImageError as error:
-        raise ImageError(f"{one_line(path)}: {one_line(error)}") from error
+    with named(path):
+        data = read(Path(path), max_pixels)
     return decode(data, str(path), max_pixels=max_pixels)
 
 
@@ -91,10 +90,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises:
         ImageError: As `load`.
     """
-    try:
+    with named(name):
         return _decode(data, max_pixels)
-    except ImageError as error:
-        raise ImageError(f"{one_line(name)}: {one_line(error)}") from error
 
 
 def encode(name: str, picture: Picture) -> bytes:
@@ -117,6 +114,15 @@ def encode(name: str, picture: Picture) -> bytes:
 def most_bytes(max_pixels: int) -> int:
     """Return how long a file of so many pixels can be: float64, four channels, metadata."""
     return (1 << 26) + 32 * max_pixels
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name before what is said against it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{one_line(path)}: {one_line(error)}") from error
 
 
 def save(path: str | os.PathLike[str], picture: Picture, *, force: bool = False) -> None:
@@ -147,11 +153,11 @@ def check_save(path: str | os.PathLike[str], picture: Picture) -> str:
             or sides so long.
     """
     name, suffix = one_line(path), Path(path).suffix
-    kind = _SUFFIXES.get(suffix.lower())
+    kind = SUFFIXES.get(suffix.lower())
     height, width, channels = picture.pixels.shape
     if kind is None:
         raise InputError(
-            f"{name}: expected a name that ends in {', '.join(_SUFFIXES)}, got "
+            f"{name}: expected a name that ends in {', '.join(SUFFIXES)}, got "
             f"{one_line(suffix) or 'no suffix'}: choose one of these"
         )
     if channels not in (1, 3) and kind != "TIFF":
@@ -206,8 +212,12 @@ def as_picture(
     )
 
 
-def _read(path: Path, max_pixels: int) -> bytes:
-    """Return the whole file, unless it is no file or cannot be an image by its size."""
+def read(path: Path, max_pixels: int) -> bytes:
+    """Return the whole file, unless it is no file or cannot be an image by its size.
+
+    Raises:
+        ImageError: It is so; the file is not named.
+    """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -232,11 +242,17 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
     if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
         found = f"one that starts with {data[:8]!r}" if data else "an empty one"
         raise ImageError(f"expected a PNG, JPEG, WebP or TIFF file, got {found}: convert it first")
+    with whole(kind):
+        return dress(_DECODERS[kind](data, max_pixels), kind)
+
+
+@contextmanager
+def whole(kind: str) -> Iterator[None]:
+    """Turn whatever decoding a file of this kind raises into an `ImageError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata that is not used
-            stored = _DECODERS[kind](data, max_pixels)
-        return dress(stored, kind)
+            yield
     except ImageError:
         raise
     except MemoryError as error:

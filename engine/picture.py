@@ -97,8 +97,14 @@ class Picture:
         return replace(self, pixels=values, alpha=alpha)
 
 
-def dress(stored: Stored, kind: str) -> Picture:
-    """Scale stored values to [0, 1] and turn them upright."""
+def dress(stored: Stored, kind: str, ends: tuple[float, float] | None = None) -> Picture:
+    """Scale stored values to [0, 1] and turn them upright.
+
+    Args:
+        stored: Of a file.
+        kind: Of the file.
+        ends: What 0 and 1 stand for in a float file; None: as the values say.
+    """
     values, alpha = stored.values, None
     low, high = 0.0, top(values.dtype)
     with np.errstate(all="ignore"):  # NaN and infinity are let through
@@ -107,7 +113,7 @@ def dress(stored: Stored, kind: str) -> Picture:
             if stored.premultiplied:
                 values = unpremultiply(values, alpha)
         if stored.values.dtype == np.float32:
-            low, high = span(values)
+            low, high = span(values) if ends is None else ends
         scaled = scale(values, low, high)
     return Picture(
         pixels=upright(scaled, stored.orientation),

@@ -160,11 +160,16 @@ class Interruption:
         """Tell whether a signal came."""
         return self.signal is not None
 
+    def arm(self) -> None:
+        """Note that there is from now on something worth ending well."""
+        self._armed = True
+
     def watch(self, callback: Callback) -> Callback:
         """Return a callback that passes events on and notes that the fit has begun."""
 
         def watching(event: Event) -> None:
-            self._armed = self._armed or isinstance(event, Started)
+            if isinstance(event, Started):
+                self.arm()
             callback(event)
 
         return watching

@@ -15,6 +15,7 @@ from flashdip.engine.errors import ConfigError, InputError, ShapeError
 from flashdip.engine.events import Event
 from flashdip.engine.images import MAX_PIXELS, Picture, as_picture
 from flashdip.engine.noise_level import estimate_sigma
+from flashdip.engine.planning import Plan
 from flashdip.engine.presets import preset
 from flashdip.engine.warm import Init
 
@@ -36,7 +37,13 @@ class FitOptions(TypedDict, total=False):
         truth: The undamaged image; it is reported on and never steers the fit.
         callback: Called with each `Event`.
         init: Result of an earlier fit, or the folder it was saved in, to begin with its weights.
-        checkpoint: File to save the state of the fit in, and to continue from.
+        checkpoint: File to save the state of the fit in, and to continue from; a folder where the
+            picture is tiled.
+        tile: Side of the tiles that the picture is cut into, in pixels of the result; None: it is
+            tiled only if it does not fit into memory.
+        memory: Bytes, or text such as "6GB", that this process may have; None: what is there.
+        planned: Given, before the fit, what it needs, time included; may raise.
+        tiles: Folder for the tiles of a picture that is tiled, unless `checkpoint` says another.
         interrupted: Asked between iterations; True ends the fit with the best image so far.
         max_pixels: Largest input and output, in pixels.
         accept: Given, before the fit, a blank picture with the result's size and dress; raises
@@ -57,6 +64,10 @@ class FitOptions(TypedDict, total=False):
     callback: Callable[[Event], None] | None
     init: Init | None
     checkpoint: str | PathLike[str] | None
+    tile: int | None
+    memory: int | str | None
+    planned: Callable[[Plan], object]
+    tiles: str | PathLike[str] | None
     interrupted: Callable[[], bool]
     max_pixels: int
     accept: Callable[[Picture], object]

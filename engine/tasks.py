@@ -9,6 +9,7 @@ the statement. Alpha is not fitted: it passes through, except where it served as
 everything comes out opaque.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -23,6 +24,7 @@ from flashdip.engine.errors import ConfigError, InputError
 from flashdip.engine.fit import fit
 from flashdip.engine.images import MAX_PIXELS, Picture
 from flashdip.engine.operators import Downsample, Identity, Mask, Operator
+from flashdip.engine.planning import Plan, plan
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.task_options import (
@@ -33,6 +35,7 @@ from flashdip.engine.task_options import (
     sigma_of,
     truth_of,
 )
+from flashdip.engine.tiled import fit_tiled
 from flashdip.kernels.resample import Kernel
 
 
@@ -45,14 +48,16 @@ class Statement:
         config: How.
         truth: The undamaged image, [C, H, W] in [0, 1], or None.
         notes: Lines that a person should see with the start of the fit and in the record.
-        picture: What the result is dressed like.
+        picture: What the result is dressed like; None: it stays as it comes.
+        factor: How many times larger it is than what was measured; None: it cannot be tiled.
     """
 
     problem: Problem
     config: FitConfig
     truth: torch.Tensor | None
     notes: tuple[str, ...]
-    picture: Picture
+    picture: Picture | None
+    factor: int | None = 1
 
 
 def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement:
@@ -68,15 +73,9 @@ def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement
         ConfigError: There is no such task, or it takes nothing of such a name.
         InputError: The image or an option cannot be used; the message says why.
     """
-    if task not in OWN:
-        raise ConfigError(f"task: expected one of {', '.join(OWN)}, got {task!r}")
-    for name in own:
-        if name not in OWN[task]:
-            raise ConfigError(f"{name}: {task} takes no such option: leave it out")
+    check_own(task, own)
     match task:
         case "superres":
-            if "factor" not in own:
-                raise ConfigError("factor: expected a whole number of at least 2 for superres")
             return _enlarged(image, own["factor"], own.get("kernel", "lanczos2"), options)
         case "inpaint":
             return _open(image, own.get("mask"), own.get("keep_known", True), options)
@@ -97,6 +96,21 @@ OWN: dict[str, tuple[str, ...]] = {
 """What each task takes besides `FitOptions`."""
 
 
+def check_own(task: str, own: Collection[str]) -> None:
+    """Check that a task takes what it is given besides `FitOptions`, and is given what it needs.
+
+    Raises:
+        ConfigError: It does not or is not, or there is no such task.
+    """
+    if task not in OWN:
+        raise ConfigError(f"task: expected one of {', '.join(OWN)}, got {task!r}")
+    for name in own:
+        if name not in OWN[task]:
+            raise ConfigError(f"{name}: {task} takes no such option: leave it out")
+    if task == "superres" and "factor" not in own:
+        raise ConfigError("factor: expected a whole number of at least 2 for superres, got none")
+
+
 def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:
     """Remove noise that is independent from pixel to pixel.
 
@@ -107,7 +121,7 @@ def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_whole("denoise", image, options), options)
+    return solve(_whole("denoise", image, options), options)
 
 
 def dejpeg(image: Image, **options: Unpack[FitOptions]) -> Result:
@@ -120,7 +134,7 @@ def dejpeg(image: Image, **options: Unpack[FitOptions]) -> Result:
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_whole("dejpeg", image, options), options)
+    return solve(_whole("dejpeg", image, options), options)
 
 
 def superres(
@@ -137,7 +151,7 @@ def superres(
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_enlarged(image, factor, kernel, options), options)
+    return solve(_enlarged(image, factor, kernel, options), options)
 
 
 def inpaint(
@@ -159,7 +173,7 @@ def inpaint(
     Raises:
         InputError: The image, the mask or an option cannot be used; the message says why.
     """
-    return _solve(_open(image, mask, keep_known, options), options)
+    return solve(_open(image, mask, keep_known, options), options)
 
 
 def restore(
@@ -181,7 +195,7 @@ def restore(
     Raises:
         InputError: The image or an option cannot be used; the message says why.
     """
-    return _solve(_marked(image, missing, keep_known, options), options)
+    return solve(_marked(image, missing, keep_known, options), options)
 
 
 def _whole(task: str, image: Image, options: FitOptions) -> Statement:
@@ -266,25 +280,63 @@ def _state(
         measured=known,
         known=known if keep else None,
     )
-    return Statement(problem, config, truth_of(options, picture, shape), tuple(notes), picture)
+    truth = truth_of(options, picture, shape)
+    return Statement(problem, config, truth, tuple(notes), picture, factor)
 
 
-def _solve(stated: Statement, options: FitOptions) -> Result:
-    """Fit what was stated, and dress the fitted image as the input was."""
-    checkpoint = options.get("checkpoint")
-    result = fit(
-        stated.problem,
+def planned(stated: Statement, options: FitOptions, *, timed: bool = False) -> Plan:
+    """Return what the fit of a statement needs, and how it is tiled if that is too much.
+
+    Args:
+        stated: The restoration.
+        options: See `FitOptions`.
+        timed: Whether to run a few iterations, to estimate the time.
+
+    Raises:
+        UnavailableError: The backend or device cannot be used, or has too little memory.
+    """
+    return plan(
         stated.config,
+        stated.problem.shape,
         backend=options.get("backend", "auto"),
         device=options.get("device", "auto"),
-        truth=stated.truth,
-        callback=options.get("callback"),
-        init=options.get("init"),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        interrupted=options.get("interrupted", lambda: False),
-        notes=stated.notes,
+        timed=timed,
+        factor=stated.factor,
+        tile=options.get("tile"),
+        limit=options.get("memory"),
     )
-    return result.dressed(stated.picture)
+
+
+def solve(stated: Statement, options: FitOptions, found: Plan | None = None) -> Result:
+    """Fit what was stated, in tiles if need be, and dress the fitted image as the input was.
+
+    Args:
+        stated: The restoration.
+        options: See `FitOptions`.
+        found: What `planned` returned; None: it is asked.
+    """
+    tell = options.get("planned")
+    found = found or planned(stated, options, timed=tell is not None)
+    if tell is not None:
+        tell(found)
+    checkpoint = options.get("checkpoint")
+    how: dict[str, Any] = {
+        "backend": options.get("backend", "auto"),
+        "device": options.get("device", "auto"),
+        "truth": stated.truth,
+        "callback": options.get("callback"),
+        "init": options.get("init"),
+        "interrupted": options.get("interrupted", lambda: False),
+        "notes": [*stated.notes, found.needs()],
+    }
+    if found.tiling is None:
+        file = None if checkpoint is None else Path(checkpoint)
+        result = fit(stated.problem, stated.config, checkpoint=file, **how)
+    else:
+        folder = options.get("tiles") if checkpoint is None else checkpoint
+        folder = None if folder is None else Path(folder)
+        result = fit_tiled(stated.problem, stated.config, found.tiling, folder=folder, **how)
+    return result if stated.picture is None else result.dressed(stated.picture)
 
 
 def _check_factor(factor: int, picture: Picture, max_pixels: int) -> None:

@@ -6,10 +6,13 @@ output cannot be bounded beforehand are refused.
 """
 
 import io
+import itertools
 import logging
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from flashdip.engine.errors import ImageError
 from flashdip.engine.formats import Stored, check_dpi, check_scans, check_size, check_still
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPage
+    from tifffile import TiffFile, TiffFrame, TiffPage, TiffWriter
 
 _ORIENTATION, _PROFILE, _JPEG_TABLES, _RESOLUTION = 274, 34675, 347, 282
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
@@ -26,7 +29,9 @@ _JPEG = 7
 # None, CCITT (3), LZW, JPEG, deflate (2), PackBits, Zstandard.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 50000}
 _PREMULTIPLIED, _STRAIGHT = 1, 2
+_BESIDE = 0b101  # bits of a page's type: it is a thumbnail or a mask
 _MAX_PAGES = 64  # of thumbnails and masks beside the one picture
+_BIG = (1 << 32) - (1 << 26)  # bytes that 32-bit offsets reach, less what stands between
 _SMALL = 1 << 24  # values that one tile may hold, however small the picture
 # The size in a JPEG's frame header: two bytes marker, two length, one depth, then height and width.
 _FRAME = re.compile(rb"(?=\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]...(..)(..))", re.DOTALL)
@@ -47,26 +52,90 @@ def decode_tiff(data: bytes, max_pixels: int) -> Stored:
         ImageError: Too large, empty, of several pages, or of a kind that is not supported. Broken
             data raises other errors.
     """
-    from tifffile import TiffFile, TiffPage
-
-    logging.getLogger("tifffile").addHandler(_SILENT)
-    ignored: dict[str, Any] = {f"is_{flavour}": False for flavour in _FLAVOURS}
-    with TiffFile(io.BytesIO(data), **ignored) as file:
+    with _opened(data) as file:
         page = file.pages[0]
-        assert isinstance(page, TiffPage)
-        _check_numbers(page)
-        check_size(page.imagewidth, page.imagelength, page.samplesperpixel, max_pixels)
-        _check_kind(page)
-        _check_segments(page, data)
+        _check(page, data, max_pixels)
         check_still(_count_pictures(file))
-        values = page.asarray(maxworkers=1)
-        return _stored(values.reshape(page.shape), page)
+        return _decode(page)
+
+
+def decode_pages(data: bytes, max_pixels: int) -> Iterator[Stored]:
+    """Decode the pages of a TIFF in order, without thumbnails and masks; see `decode_tiff`.
+
+    Raises:
+        ImageError: A page is too large, empty or of a kind that is not supported, or the pages go
+            round in a circle.
+    """
+    from tifffile import TiffPage
+
+    with _opened(data) as file:
+        seen: set[int] = set()
+        for index in itertools.count():
+            try:
+                page = file.pages[index]
+            except IndexError:
+                return
+            if page.offset in seen:
+                raise ImageError("expected pages that end, got a TIFF whose pages go in a circle")
+            seen.add(page.offset)
+            assert isinstance(page, TiffPage)
+            if index and int(page.subfiletype) & _BESIDE:
+                continue
+            _check(page, data, max_pixels)
+            yield _decode(page)
 
 
 def encode_tiff(stored: Stored) -> bytes:
     """Encode any number of channels, 8, 16 bits or float, losslessly (deflate)."""
-    from tifffile import imwrite
+    file = io.BytesIO()
+    encode_pages(file, [stored], stored.values.nbytes)
+    return file.getvalue()
 
+
+def encode_pages(file: BinaryIO | str, pages: Iterable[Stored], size: int) -> None:
+    """Write pages one after another; see `encode_tiff`.
+
+    Args:
+        file: To write to, or its name.
+        pages: What to write.
+        size: About how many bytes that is, uncompressed: large ones become BigTIFF.
+    """
+    from tifffile import TiffWriter
+
+    with TiffWriter(file, bigtiff=size > _BIG) as writer:
+        for stored in pages:
+            _write(writer, stored)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator["TiffFile"]:
+    from tifffile import TiffFile
+
+    logging.getLogger("tifffile").addHandler(_SILENT)
+    ignored: dict[str, Any] = {f"is_{flavour}": False for flavour in _FLAVOURS}
+    with TiffFile(io.BytesIO(data), **ignored) as file:
+        yield file
+
+
+def _check(page: "TiffPage | TiffFrame", data: bytes, max_pixels: int) -> None:
+    from tifffile import TiffPage
+
+    assert isinstance(page, TiffPage)
+    _check_numbers(page)
+    check_size(page.imagewidth, page.imagelength, page.samplesperpixel, max_pixels)
+    _check_kind(page)
+    _check_segments(page, data)
+
+
+def _decode(page: "TiffPage | TiffFrame") -> Stored:
+    from tifffile import TiffPage
+
+    assert isinstance(page, TiffPage)
+    values = page.asarray(maxworkers=1)
+    return _stored(values.reshape(page.shape), page)
+
+
+def _write(writer: "TiffWriter", stored: Stored) -> None:
     values, channels = stored.values, stored.values.shape[2]
     rgb = channels == 3 or (channels > 3 and stored.rgb_first)
     extra = ["unspecified"] * (channels - (3 if rgb else 1))
@@ -80,9 +149,7 @@ def encode_tiff(stored: Stored) -> bytes:
         options["extratags"] = [(_ORIENTATION, 3, 1, stored.orientation, True)]
     if values.shape[2] > 1:
         options |= {"planarconfig": "contig", "extrasamples": extra}
-    file = io.BytesIO()
-    imwrite(
-        file,
+    writer.write(
         values if values.shape[2] > 1 else values[:, :, 0],
         photometric="rgb" if rgb else "minisblack",
         compression="adobe_deflate",
@@ -92,7 +159,6 @@ def encode_tiff(stored: Stored) -> bytes:
         software=False,
         **options,
     )
-    return file.getvalue()
 
 
 def _check_numbers(page: "TiffPage") -> None:
@@ -164,7 +230,7 @@ def _count_pictures(file: "TiffFile") -> int:
             page = file.pages[index]
         except IndexError:
             return 1
-        if not isinstance(page, TiffPage) or not int(page.subfiletype) & 0b101:
+        if not isinstance(page, TiffPage) or not int(page.subfiletype) & _BESIDE:
             return 2
     return _MAX_PAGES
 

@@ -30,7 +30,7 @@ class Warm:
     Attributes:
         source: The folder, or "a result".
         weights: Parameters by name in their published shapes, and the network's input "z",
-            [C, H, W], all float32 on the CPU.
+            [C, H, W], unless that is the seed's own; all float32 on the CPU.
     """
 
     source: str
@@ -72,6 +72,8 @@ def warm(init: Init, config: FitConfig, size: tuple[int, int]) -> Warm:
     weights: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         tensor = tensors.get(name)
+        if tensor is None and name == "z":
+            continue
         if tensor is None or not torch.isfinite(tensor).all():
             found = "none" if tensor is None else "NaN or infinity"
             raise InputError(

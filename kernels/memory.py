@@ -11,6 +11,11 @@ _DEFAULTS = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65_536}
 _KEEP = {_TRIM_THRESHOLD: (1 << 31) - 1, _MMAP_MAX: 0}
 
 
+def on_glibc() -> bool:
+    """Return whether this process's memory comes from glibc's heap."""
+    return platform.libc_ver()[0] == "glibc"
+
+
 @contextlib.contextmanager
 def kept_pages() -> Iterator[None]:
     """Keep freed memory in the process while the block runs; give it back at the end.
@@ -20,7 +25,7 @@ def kept_pages() -> Iterator[None]:
     does not shrink. Elsewhere than on glibc this does nothing. It holds for the whole process;
     blocks may not be nested.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if not on_glibc():
         yield
         return
     libc = ctypes.CDLL(None)

@@ -90,7 +90,8 @@ def test_every_command_has_its_own_help(run: Run, name: str) -> None:
     code, out, err = run(name, "--help")
     assert (code, err) == (0, "")
     assert f"flashdip {name}" in out
-    assert ("--sigma" in out) == (name in ("denoise", "superres", "inpaint", "dejpeg", "restore"))
+    restoring = ("denoise", "superres", "inpaint", "dejpeg", "restore", "batch")
+    assert ("--sigma" in out) == (name in restoring)
 
 
 def test_a_group_of_commands_is_registered_by_its_line(

@@ -119,8 +119,8 @@ class Slot(Protocol):
         """Take other weights and another z than the seed's, before the first iteration.
 
         Args:
-            weights: Parameters by name in their published shapes, and the network's input "z", as
-                `result` returns them.
+            weights: Parameters by name in their published shapes and the network's input "z", as
+                `result` returns them; without "z" the seed's stays.
         """
         ...
 
@@ -192,6 +192,23 @@ class Backend(Protocol):
 
     def precision(self, device: torch.device) -> str:
         """Return the precision that "auto" stands for."""
+        ...
+
+    def memory(
+        self,
+        config: FitConfig,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        precision: str,
+    ) -> int:
+        """Return the bytes of the device's memory that one fit takes at most.
+
+        Args:
+            config: How it is fitted.
+            shape: Of the image: channels, height, width.
+            device: Where.
+            precision: See `FitConfig`; not "auto".
+        """
         ...
 
     def prepare(

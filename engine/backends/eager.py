@@ -1,18 +1,23 @@
 """Backends that run an op set of plain torch calls, eagerly: `reference` and `native`."""
 
+import functools
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.observe import Observer
-from flashdip.engine.backends.slots import TensorSlot, kept
+from flashdip.engine.backends.probe import Kept, kept, state
+from flashdip.engine.backends.slots import TensorSlot
+from flashdip.engine.backends.slots import kept as kept_states
 from flashdip.engine.config import FitConfig
-from flashdip.engine.networks.skip import Skip
+from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
+from flashdip.kernels.memory import on_glibc
 from flashdip.kernels.opset import OpSet
 
 
@@ -47,6 +52,28 @@ class EagerBackend:
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return "fp32"
+
+    def memory(
+        self,
+        config: FitConfig,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        precision: str,
+    ) -> int:
+        """Return the bytes that one fit takes at most; see `flashdip.engine.backends.probe`."""
+        config = replace(config, network=replace(config.network, outputs=shape[0]))
+        maps = self._kept(config.network, precision, device)
+        size = config.network.network_size(*shape[1:])
+        heap = device.type == "cpu" and on_glibc()
+        beside = state(config, shape, _wide(DTYPES[precision]).itemsize)
+        return beside + (maps.taken(*size) if heap else maps.used(*size))
+
+    @functools.cache  # noqa: B019 - there are two backends, and they stay
+    def _kept(self, network: SkipConfig, precision: str, device: torch.device) -> Kept:
+        def step(config: FitConfig, problem: Problem) -> EagerStep:
+            return EagerStep(self.ops(), problem, config, device, DTYPES[precision], None)
+
+        return kept(FitConfig(network=network), step)
 
     def prepare(
         self,
@@ -84,7 +111,7 @@ class EagerStep:
         self.network = Skip(config.network)
         self.size = problem.shape[1:]
 
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        wide = _wide(dtype)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(problem.fits, *shape, device=device, dtype=wide)
@@ -104,7 +131,7 @@ class EagerStep:
             "moment1": self.moments[0],
             "moment2": self.moments[1],
         }
-        self.good, self.best = kept(self.trained, self.watch, config)
+        self.good, self.best = kept_states(self.trained, self.watch, config)
         self.slots = [EagerSlot(self, fit) for fit in range(problem.fits)]
         for slot in self.slots:
             slot.start(config.seed + slot.index)
@@ -187,6 +214,11 @@ class EagerSlot(TensorSlot):
             name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
             for name, tensor in tensors.items()
         }
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of parameters and images beside activations of this type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _fast_bf16() -> bool:

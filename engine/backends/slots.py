@@ -88,17 +88,19 @@ class TensorSlot:
         with torch.no_grad():
             for tensor in (*self._state().values(), self._window()):
                 tensor.zero_()
-            step = self.step
-            z = initial_input(step.config, step.size, seed)
-            self._place(step.network.initialise(seed), z)
+            self._place(self.step.network.initialise(seed), self._drawn())
         self._copy(self._good(), self._state())
 
     def warm(self, weights: Mapping[str, Tensor]) -> None:
         """Take other weights and another z than the seed's."""
         parts = [weights[parameter.name].flatten() for parameter in self.step.network.parameters]
         with torch.no_grad():
-            self._place(torch.cat(parts), weights["z"])
+            self._place(torch.cat(parts), weights["z"] if "z" in weights else self._drawn())
         self._copy(self._good(), self._state())
+
+    def _drawn(self) -> Tensor:
+        """Return the network's input z of the seed, [C, H, W]."""
+        return initial_input(self.step.config, self.step.size, self.seed)
 
     def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
         """Start another fit in place."""

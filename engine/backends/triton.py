@@ -11,7 +11,7 @@ from torch import Tensor
 from flashdip.engine.backends.base import DTYPES, Statistics
 from flashdip.engine.backends.graphs import SIZES, Mail, Repeated, needed
 from flashdip.engine.backends.observe import Observer
-from flashdip.engine.backends.plans import architecture, interpreted, program
+from flashdip.engine.backends.plans import architecture, interpreted, memory, program
 from flashdip.engine.backends.slots import TensorSlot, kept
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip
@@ -52,6 +52,16 @@ class TritonBackend:
     def precision(self, device: torch.device) -> str:
         """Return fp16: it has three more bits than bf16, and nothing here needs a wider range."""
         return "fp16"
+
+    def memory(
+        self,
+        config: FitConfig,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        precision: str,
+    ) -> int:
+        """Return the bytes of the plan of the launches, and of what is beside it."""
+        return memory(config, shape, DTYPES[precision], architecture(device), 1)
 
     def prepare(
         self,
