@@ -55,7 +55,8 @@ def fit(
         truth: The undamaged image, [C, H, W] in [0, 1]: only to report the PSNR, never to choose an
             image.
         callback: Receives the events of `flashdip.engine.events`.
-        checkpoint: A file to save to every minute and at the end, and to go on from if it exists.
+        checkpoint: A file to save to every minute and at the end, and to go on from if it exists;
+            further runs have files of their own beside it.
         init: A fit to begin with: its result, or the folder that `Result.save` wrote. The network
             and the picture's size must be the same. None: random weights.
         interrupted: Asked after each iteration, or after ten where they take no time; when it
