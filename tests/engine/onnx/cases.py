@@ -1,0 +1,50 @@
+"""Networks that the tests of ONNX graphs share: small ones of every published topology."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashdip.engine.networks.skip import Skip, SkipConfig
+from flashdip.engine.presets import PRESETS
+
+# Of presets with one network the last stands for all.
+PUBLISHED = {
+    preset.config.network: name
+    for (_, name), preset in PRESETS.items()
+    if name.startswith("published")
+}
+OTHERS = {
+    "wide-skips-swish": SkipConfig(down=(8, 8), skip=(9, 5), act="Swish", kernel_skip=(1, 3)),
+    "zero-elu-max": SkipConfig(down=(8, 8), pad="zero", act="ELU", downsample=("max", "avg")),
+    "lanczos": SkipConfig(down=(8, 8), downsample=("lanczos2", "lanczos3"), upsample="nearest"),
+    "linear": SkipConfig(
+        down=(8, 8), kernel_up=(1, 5), act="none", sigmoid=False, bias=False, conv1x1_up=False
+    ),
+}
+TOPOLOGIES = {name: config for config, name in PUBLISHED.items()} | OTHERS
+
+
+def shrunk(config: SkipConfig, levels: int = 2) -> SkipConfig:
+    """The outermost levels, with an eighth of the channels or so."""
+    fields: dict[str, Any] = {"inputs": min(3, config.inputs)}
+    fields["down"] = tuple(max(4, channels // 8) + 1 for channels in config.down[:levels])
+    names = ("up", "skip", "kernel_down", "kernel_up", "kernel_skip", "upsample", "downsample")
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, tuple):
+            fields[name] = value[:levels]
+        elif name == "skip" and value > 16:
+            fields[name] = value // 8 + 1
+    return replace(config, **fields)
+
+
+def live(network: Skip, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Parameters [1, P] as in a fit that is on its way, norms not all 1 and 0, and an input."""
+    generator = torch.Generator().manual_seed(11)
+    flat = network.initialise(3)[None]
+    for parameter, view in zip(network.parameters, network.views(flat), strict=True):
+        if parameter.name.endswith((".gamma", ".beta")):
+            view.add_(0.3 * torch.randn(view.shape, generator=generator))
+    return flat, 0.1 * torch.rand(1, network.config.inputs, *size, generator=generator)
