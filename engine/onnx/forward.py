@@ -6,6 +6,7 @@ the graph is exact. Operators are those of the standard domain that TensorRT tak
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def padded(x: Value, margin: int, pad: Pad) -> tuple[Value, int]:
     return x.pad({2: (margin, margin), 3: (margin, margin)}, "reflect"), 0
 
 
-def centre(x: Value, size: list[int]) -> dict[int, tuple[int, int]]:
+def centre(x: Value, size: Sequence[int]) -> dict[int, tuple[int, int]]:
     """Return where the central part of a size lies, by axis."""
     starts = [(own - side) // 2 for own, side in zip(x.shape[2:], size, strict=True)]
     return {

@@ -50,39 +50,40 @@ class Value:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __add__(self, other: "Value | float | Array") -> "Value":
-        return self.graph.node("Add", self, self._constant(other))
+        return self.graph.node("Add", self, self.like(other))
 
     def __radd__(self, other: float) -> "Value":
-        return self.graph.node("Add", self._constant(other), self)
+        return self.graph.node("Add", self.like(other), self)
 
     def __sub__(self, other: "Value | float | Array") -> "Value":
-        return self.graph.node("Sub", self, self._constant(other))
+        return self.graph.node("Sub", self, self.like(other))
 
     def __rsub__(self, other: float) -> "Value":
-        return self.graph.node("Sub", self._constant(other), self)
+        return self.graph.node("Sub", self.like(other), self)
 
     def __mul__(self, other: "Value | float | Array") -> "Value":
-        return self.graph.node("Mul", self, self._constant(other))
+        return self.graph.node("Mul", self, self.like(other))
 
     def __rmul__(self, other: float) -> "Value":
-        return self.graph.node("Mul", self._constant(other), self)
+        return self.graph.node("Mul", self.like(other), self)
 
     def __truediv__(self, other: "Value | float | Array") -> "Value":
-        return self.graph.node("Div", self, self._constant(other))
+        return self.graph.node("Div", self, self.like(other))
 
     def __rtruediv__(self, other: float) -> "Value":
-        return self.graph.node("Div", self._constant(other), self)
+        return self.graph.node("Div", self.like(other), self)
 
     def __mod__(self, other: "Value | float | Array") -> "Value":
-        return self.graph.node("Mod", self, self._constant(other))
+        return self.graph.node("Mod", self, self.like(other))
 
     def __matmul__(self, other: "Value | Array") -> "Value":
-        return self.graph.node("MatMul", self, self._constant(other))
+        return self.graph.node("MatMul", self, self.like(other))
 
     def __neg__(self) -> "Value":
         return self.graph.node("Neg", self)
 
-    def _constant(self, other: "Value | float | Array") -> "Value":
+    def like(self, other: "Value | float | Array") -> "Value":
+        """Return a number or an array as a constant of this type; values as they are."""
         if isinstance(other, Value):
             return other
         return self.graph.constant(np.asarray(other, dtype=self.dtype))
