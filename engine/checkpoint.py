@@ -78,10 +78,25 @@ class Checkpoint:
 
 
 def fingerprint(
-    problem: Problem, config: FitConfig, backend: str, device: str, precision: str
+    problem: Problem,
+    config: FitConfig,
+    backend: str,
+    device: str,
+    precision: str,
+    start: str | None,
 ) -> str:
-    """Return a hash of what decides a fit's result, the machine and the versions apart."""
+    """Return a hash of what decides a fit's result, the machine and the versions apart.
+
+    Args:
+        problem: What is fitted.
+        config: How.
+        backend: Its name.
+        device: Its name.
+        precision: Of the activations.
+        start: A hash of the weights that the fit begins with; None: random ones.
+    """
     plain = [config.record(), list(problem.shape), problem.sigma, backend, device, precision]
+    plain.append(start)
     digest = hashlib.sha256(json.dumps(plain).encode())
     # The operator is code; its effect on a fixed image stands for it.
     grid = torch.linspace(0.1, 1, torch.Size(problem.shape).numel()).view(1, *problem.shape)

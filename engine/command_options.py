@@ -81,6 +81,14 @@ class RunOptions:
             help="Undamaged picture, to report PSNR against; never changes the result.",
         ),
     ] = None
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_FIT,
+            metavar="FIT_DIR",
+            help="Begin with the weights of an earlier fit, from its --save-dir.",
+        ),
+    ] = None
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -138,9 +146,11 @@ class RunOptions:
         Raises:
             ConfigError: A --set is not FIELD=VALUE.
         """
-        names = ("preset", "sigma", "iterations", "stop", "budget", "seed", "truth", "checkpoint")
+        names = (
+            *("preset", "sigma", "iterations", "stop", "budget", "seed", "truth", "init"),
+            *("checkpoint", "backend", "device", "precision"),
+        )
         options = {name: getattr(self, name) for name in names}
-        options |= {name: getattr(self, name) for name in ("backend", "device", "precision")}
         if self.max_pixels is not None:
             options["max_pixels"] = self.max_pixels
         return options | {"settings": dict(map(setting, self.settings or []))}

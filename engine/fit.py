@@ -23,6 +23,7 @@ from flashdip.engine.metrics import psnr
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result, plain_picture
 from flashdip.engine.run import Run, iterate
+from flashdip.engine.warm import Init, Warm, warm
 from flashdip.kernels.memory import kept_pages
 
 
@@ -35,6 +36,7 @@ def fit(
     truth: Tensor | None = None,
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
+    init: Init | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     notes: Sequence[str] = (),
 ) -> Result:
@@ -52,6 +54,8 @@ def fit(
             image.
         callback: Receives the events of `flashdip.engine.events`.
         checkpoint: A file to save to every minute and at the end, and to go on from if it exists.
+        init: A fit to begin with: its result, or the folder that `Result.save` wrote. The network
+            and the picture's size must be the same. None: random weights.
         interrupted: Asked after each iteration, or after ten where they take no time; when it
             returns True the fit ends with its best image so far.
         notes: Lines that a person should see with the start of the fit and in the record.
@@ -66,16 +70,21 @@ def fit(
     check(problem, truth)
     place = Place.choose(problem, config, backend, device, notes)
     config = place.config
+    start = None if init is None else warm(init, config, place.size)
+    if start is not None:
+        note = f"begins with the weights of {start.source}"
+        place = dataclasses.replace(place, notes=(*place.notes, note))
     file, saved = None, None
     if checkpoint is not None:
         name, precision = place.backend.name, place.precision
-        identity = fingerprint(problem, config, name, str(place.device), precision)
+        begins = None if start is None else start.digest
+        identity = fingerprint(problem, config, name, str(place.device), precision, begins)
         file = Checkpoint(Path(checkpoint), identity)
         saved = file.read()
     if saved is not None:
         place = dataclasses.replace(place, precision=saved[1]["precision"])
     given = None if truth is None else truth[None]
-    step = place.prepare(problem, given)
+    step = place.prepare(problem, given, start)
     place = dataclasses.replace(place, notes=(*place.notes, *step.notes))
     run = Run(step.slots[0], config, problem.sigma, place.precision, tell, file, saved)
     tell(place.started(run.iterations))
@@ -88,10 +97,10 @@ def fit(
             state = run.slot.state()
             del step  # two of them may not fit
             place = wider
-            step = place.prepare(problem, given)
+            step = place.prepare(problem, given, start)
             run.widen(step.slots[0], state, place.precision)
             iterate(step, {0: run}, interrupted)
-    return outcome(run, problem, truth, place, setup)
+    return outcome(run, problem, truth, place, setup, start)
 
 
 @dataclass(frozen=True)
@@ -126,9 +135,12 @@ class Place:
         chosen, precision, passed_over = select(backend, found, config)
         return cls(config, (height, width), chosen, found, precision, (*notes, *passed_over))
 
-    def prepare(self, problem: Problem, truth: Tensor | None) -> Step:
-        """Build the step; see `Backend.prepare`."""
-        return self.backend.prepare(problem, self.config, self.device, self.precision, truth)
+    def prepare(self, problem: Problem, truth: Tensor | None, start: Warm | None = None) -> Step:
+        """Build the step; see `Backend.prepare`. With a start, the first slot begins with it."""
+        step = self.backend.prepare(problem, self.config, self.device, self.precision, truth)
+        if start is not None:
+            step.slots[0].warm(start.weights)
+        return step
 
     def started(self, iteration: int) -> Started:
         """Return the event that a fit begins, or goes on, after so many iterations."""
@@ -147,7 +159,14 @@ class Place:
         return kept_pages() if self.device.type == "cpu" else contextlib.nullcontext()
 
 
-def outcome(run: Run, problem: Problem, truth: Tensor | None, place: Place, setup: float) -> Result:
+def outcome(
+    run: Run,
+    problem: Problem,
+    truth: Tensor | None,
+    place: Place,
+    setup: float,
+    start: Warm | None = None,
+) -> Result:
     """Return the result of a run that is over, after saving it and telling so.
 
     Args:
@@ -156,6 +175,7 @@ def outcome(run: Run, problem: Problem, truth: Tensor | None, place: Place, setu
         truth: The undamaged image, [C, H, W], or None.
         place: Where it was fitted.
         setup: Seconds before the first iteration.
+        start: The weights that it began with; None: random ones.
 
     Raises:
         DivergedError: There is no image.
@@ -179,6 +199,7 @@ def outcome(run: Run, problem: Problem, truth: Tensor | None, place: Place, setu
         "device": str(place.device),
         "precision": place.precision,
         "seed": run.config.seed,
+        "init": None if start is None else start.record(),
         "retries": run.guard.total,
         "sigma": problem.sigma,
         "shape": list(problem.shape),

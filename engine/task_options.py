@@ -16,6 +16,7 @@ from flashdip.engine.events import Event
 from flashdip.engine.images import MAX_PIXELS, Picture, as_picture
 from flashdip.engine.noise_level import estimate_sigma
 from flashdip.engine.presets import preset
+from flashdip.engine.warm import Init
 
 Image: TypeAlias = str | PathLike[str] | NDArray[Any] | torch.Tensor | Picture
 
@@ -34,6 +35,7 @@ class FitOptions(TypedDict, total=False):
         backend, device: Names, or "auto".
         truth: The undamaged image; it is reported on and never steers the fit.
         callback: Called with each `Event`.
+        init: Result of an earlier fit, or the folder it was saved in, to begin with its weights.
         checkpoint: File to save the state of the fit in, and to continue from.
         interrupted: Asked between iterations; True ends the fit with the best image so far.
         max_pixels: Largest input and output, in pixels.
@@ -53,6 +55,7 @@ class FitOptions(TypedDict, total=False):
     device: str
     truth: Image | None
     callback: Callable[[Event], None] | None
+    init: Init | None
     checkpoint: str | PathLike[str] | None
     interrupted: Callable[[], bool]
     max_pixels: int

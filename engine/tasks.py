@@ -198,6 +198,7 @@ def _restore(
         device=options.get("device", "auto"),
         truth=truth_of(options, picture, shape),
         callback=options.get("callback"),
+        init=options.get("init"),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         interrupted=options.get("interrupted", lambda: False),
         notes=notes,

@@ -206,6 +206,14 @@ def test_a_checkpoint_carries_on(run: Run, folder: Path) -> None:
     assert Path("a.png").read_bytes() == picture
 
 
+def test_init_takes_what_save_dir_wrote(run: Run, folder: Path) -> None:
+    assert run("denoise", "noisy.png", "-o", "a.png", "--save-dir", "first", "-q", *TINY)[0] == 0
+    options = ("-o", "b.png", "--init", "first", "--json", *TINY)
+    code, out, err = run("dejpeg", "noisy.png", *options)
+    assert (code, json.loads(out)["init"]["source"]) == (0, "first")
+    assert "begins with the weights of first" in err
+
+
 def make_bad_files() -> None:
     whole = Path("noisy.png").read_bytes()
     Path("truncated.png").write_bytes(whole[: len(whole) // 2])
@@ -269,6 +277,7 @@ BAD = {
     "checkpoint in no folder": ("denoise noisy.png --checkpoint no/c", "no", "folder"),
     "save-dir in no folder": ("denoise noisy.png --save-dir no/d", "no", "folder"),
     "save-dir that is a file": ("denoise noisy.png --save-dir file", "--save-dir", "directory"),
+    "init that is no fit": ("denoise noisy.png --init folder.png", "--save-dir", "folder.png"),
     "report in no folder": ("denoise noisy.png --report no/r.html", "no", "folder"),
     "report exists": ("denoise noisy.png --report clean.png", "clean.png", "--force"),
     "report where the picture goes": ("denoise noisy.png --report out.png", "out.png", "two"),

@@ -115,6 +115,15 @@ class Slot(Protocol):
         """
         ...
 
+    def warm(self, weights: Mapping[str, Tensor]) -> None:
+        """Take other weights and another z than the seed's, before the first iteration.
+
+        Args:
+            weights: Parameters by name in their published shapes, and the network's input "z", as
+                `result` returns them.
+        """
+        ...
+
     def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
         """Start another fit in place; its neighbours do not notice.
 

@@ -174,10 +174,9 @@ class EagerSlot(TensorSlot):
 
     step: EagerStep
 
-    def _draw(self) -> None:
-        step = self.step
-        step.parameters[self.index].copy_(step.network.initialise(self.seed))
-        step.z[self.index].copy_(initial_input(step.config, step.size, self.seed))
+    def _place(self, parameters: Tensor, z: Tensor) -> None:
+        self.step.parameters[self.index].copy_(parameters)
+        self.step.z[self.index].copy_(z)
 
     def _network(self, parameters: Tensor) -> dict[str, Tensor]:
         network, z = self.step.network, self.step.z[self.index]
@@ -200,14 +199,3 @@ def _fast_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     amd = "AMD" in str(capabilities.get("cpu_name", ""))
     return bool(capabilities.get("amx_bf16") or (amd and capabilities.get("avx512_bf16")))
-
-
-def initial_input(config: FitConfig, size: tuple[int, int], seed: int) -> Tensor:
-    """Return the input z of one fit, [C, H, W] float32 on the CPU, at the network's size."""
-    height, width = config.network.network_size(*size)
-    if config.input == "meshgrid":
-        y, x = torch.linspace(0, 1, height), torch.linspace(0, 1, width)
-        return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    generator = torch.Generator().manual_seed(seed ^ 0x5EED)  # another stream than the weights'
-    z = torch.rand(config.network.inputs, height, width, generator=generator)
-    return z * config.input_scale

@@ -10,6 +10,7 @@ from torch import Tensor
 from flashdip.engine.backends.base import Statistics, Which
 from flashdip.engine.backends.observe import Observer
 from flashdip.engine.config import FitConfig
+from flashdip.engine.networks.skip import Skip
 from flashdip.engine.problems import Problem
 
 
@@ -17,12 +18,18 @@ class Rows(Protocol):
     """A step, as its slots see it.
 
     Attributes:
+        config: How the fits are done.
+        network: Of each of them.
+        size: Height and width of the images.
         watch: The averaged outputs and stopping statistics of all fits.
         trained: Parameters and moments of all fits by name, [F, P] each.
         good: What each fit goes back to: like `trained` and `watch.good()`.
         best: "parameters" and "image" of the best iteration so far; empty if no rule searches.
     """
 
+    config: FitConfig
+    network: Skip
+    size: tuple[int, int]
     watch: Observer
     trained: dict[str, Tensor]
     good: dict[str, Tensor]
@@ -64,8 +71,11 @@ class TensorSlot:
         self.step: Rows = weakref.proxy(step)
         self.index = index
 
-    def _draw(self) -> None:
-        """Write the initial weights and the input z of the seed."""
+    def _place(self, parameters: Tensor, z: Tensor) -> None:
+        """Write what the fit begins with: parameters, [P] in the published order, and z, [C, H, W].
+
+        Both are float32 on the CPU.
+        """
         raise NotImplementedError
 
     def _network(self, parameters: Tensor) -> dict[str, Tensor]:
@@ -78,7 +88,16 @@ class TensorSlot:
         with torch.no_grad():
             for tensor in (*self._state().values(), self._window()):
                 tensor.zero_()
-            self._draw()
+            step = self.step
+            z = initial_input(step.config, step.size, seed)
+            self._place(step.network.initialise(seed), z)
+        self._copy(self._good(), self._state())
+
+    def warm(self, weights: Mapping[str, Tensor]) -> None:
+        """Take other weights and another z than the seed's."""
+        parts = [weights[parameter.name].flatten() for parameter in self.step.network.parameters]
+        with torch.no_grad():
+            self._place(torch.cat(parts), weights["z"])
         self._copy(self._good(), self._state())
 
     def replace(self, problem: Problem, seed: int, truth: Tensor | None) -> None:
@@ -172,3 +191,14 @@ class TensorSlot:
         with torch.no_grad():
             for name, tensor in of.items():
                 to[name].copy_(tensor)
+
+
+def initial_input(config: FitConfig, size: tuple[int, int], seed: int) -> Tensor:
+    """Return the input z of one fit, [C, H, W] float32 on the CPU, at the network's size."""
+    height, width = config.network.network_size(*size)
+    if config.input == "meshgrid":
+        y, x = torch.linspace(0, 1, height), torch.linspace(0, 1, width)
+        return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    generator = torch.Generator().manual_seed(seed ^ 0x5EED)  # another stream than the weights'
+    z = torch.rand(config.network.inputs, height, width, generator=generator)
+    return z * config.input_scale

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flashdip.engine.backends.base import DTYPES, Statistics
-from flashdip.engine.backends.eager import initial_input
 from flashdip.engine.backends.graphs import SIZES, Mail, Repeated, needed
 from flashdip.engine.backends.observe import Observer
 from flashdip.engine.backends.plans import architecture, interpreted, program
@@ -223,12 +222,11 @@ class TritonSlot(TensorSlot):
             image = torch.ones_like(self.step.watch.output[own])
             self.step.mask[own].copy_(problem.operator(image))
 
-    def _draw(self) -> None:
+    def _place(self, parameters: Tensor, z: Tensor) -> None:
         step, program = self.step, self.step.program
         own = slice(self.index, self.index + 1)
-        step.initial[self.index].copy_(step.network.initialise(self.seed))
+        step.initial[self.index].copy_(parameters)
         program.layout.pack(step.network.views(step.initial[own]), program.parameters[own])
-        z = initial_input(step.config, step.size, self.seed)
         program.z[self.index].copy_(z.permute(1, 2, 0))
         self._settle()
 
