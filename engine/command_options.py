@@ -103,6 +103,14 @@ class RunOptions:
     device: Annotated[
         str, typer.Option(rich_help_panel=_MACHINE, help="cpu, cuda, cuda:1, mps, ... or auto.")
     ] = "auto"
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_MACHINE,
+            metavar="NAME,...",
+            help="Of ONNX Runtime, with --backend onnx: cpu, cuda, tensorrt, ... in this order.",
+        ),
+    ] = None
     precision: Annotated[
         str | None, typer.Option(rich_help_panel=_MACHINE, help="bf16, fp32, fp64 or auto.")
     ] = None
@@ -148,7 +156,7 @@ class RunOptions:
         """
         names = (
             *("preset", "sigma", "iterations", "stop", "budget", "seed", "truth", "init"),
-            *("checkpoint", "backend", "device", "precision"),
+            *("checkpoint", "backend", "device", "provider", "precision"),
         )
         options = {name: getattr(self, name) for name in names}
         if self.max_pixels is not None:

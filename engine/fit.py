@@ -33,6 +33,7 @@ def fit(
     *,
     backend: str = "auto",
     device: str = "auto",
+    providers: Sequence[str] = (),
     truth: Tensor | None = None,
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
@@ -50,6 +51,7 @@ def fit(
         config: How; the network's outputs are set to the image's channels.
         backend: "auto", or the name of one.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
+        providers: Of ONNX Runtime, in order, for the backend "onnx": "cpu", "cuda", "tensorrt", ...
         truth: The undamaged image, [C, H, W] in [0, 1]: only to report the PSNR, never to choose an
             image.
         callback: Receives the events of `flashdip.engine.events`.
@@ -68,7 +70,7 @@ def fit(
     begun = time.perf_counter()
     tell: Callback = callback or (lambda event: None)
     check(problem, truth)
-    place = Place.choose(problem, config, backend, device, notes)
+    place = Place.choose(problem, config, backend, device, notes, providers)
     config = place.config
     start = None if init is None else warm(init, config, place.size)
     if start is not None:
@@ -125,14 +127,20 @@ class Place:
 
     @classmethod
     def choose(
-        cls, problem: Problem, config: FitConfig, backend: str, device: str, notes: Sequence[str]
+        cls,
+        problem: Problem,
+        config: FitConfig,
+        backend: str,
+        device: str,
+        notes: Sequence[str],
+        providers: Sequence[str] = (),
     ) -> "Place":
         """Choose; see `fit` for the arguments."""
         channels, height, width = problem.shape
         network = dataclasses.replace(config.network, outputs=channels)
         config = dataclasses.replace(config, network=network)
         found = resolve_device(device)
-        chosen, precision, passed_over = select(backend, found, config)
+        chosen, precision, passed_over = select(backend, found, config, providers)
         return cls(config, (height, width), chosen, found, precision, (*notes, *passed_over))
 
     def prepare(self, problem: Problem, truth: Tensor | None, start: Warm | None = None) -> Step:

@@ -166,10 +166,11 @@ def slope(x: Value, y: Value, act: Activation) -> Value:
 def dot(a: Value, b: Value) -> Value:
     """Return the sum over (H, W) of the product of two maps [1, C, H, W]: [1, C, 1, 1].
 
-    As a product of matrices it would be faster, but that adds up one by one: gradients by a norm's
-    scale, where much cancels, were four times as far off as torch's.
+    Rows are added up first: where much cancels, as in the gradient by a norm's scale before another
+    norm, it shows how many numbers are added one by one. As a product of matrices, which adds up
+    all of them so, it would be faster, and such gradients four times as far off as torch's.
     """
-    return (a * b).sum((2, 3))
+    return (a * b).sum((3,)).sum((2,))
 
 
 def weight_gradient(x: Value, dy: Value, size: int, stride: int) -> Value:
