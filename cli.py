@@ -27,6 +27,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Restore",
         "Fill missing pixels that the picture itself marks.",
     ),
+    "export": (
+        "flashdip.engine.onnx.commands:export",
+        "Deploy",
+        "Write a fitted network as an ONNX model.",
+    ),
+    "render": (
+        "flashdip.engine.onnx.commands:render",
+        "Deploy",
+        "Draw the picture of an exported model.",
+    ),
     "presets": ("flashdip.engine.commands:presets", "Look", "List the presets of each task."),
     "doctor": ("flashdip.engine.doctor:doctor", "Look", "Show what this machine can run, and why."),
     "kernels": (

@@ -205,6 +205,7 @@ def _restore(
         interrupted=options.get("interrupted", lambda: False),
         notes=notes,
     )
+    result.record.update(task=task, preset=options.get("preset", "default"))
     return result.dressed(picture)
 
 

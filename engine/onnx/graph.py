@@ -147,6 +147,12 @@ class Graph:
         self._inputs.append(value)
         return value
 
+    def default(self, name: str, array: Array) -> Value:
+        """Declare what may be handed in; left out, it is this array."""
+        value = self.constant(array, name)
+        self._inputs.append(value)
+        return value
+
     def constant(self, array: Array, name: str | None = None) -> Value:
         """Hold an array in the graph; equal ones without a name are held once."""
         from onnx import numpy_helper

@@ -95,7 +95,7 @@ def _caches(tuning: Tuning, model: bytes) -> dict[str, str]:
 
 
 def identity(device: int) -> dict[str, str] | None:
-    """Return what TensorRT's caches hold for: GPUs and which of them, driver, TensorRT, ONNX Runtime.
+    """Return what TensorRT's caches hold for: GPUs and which, driver, TensorRT, ONNX Runtime.
 
     Returns:
         None where one of them cannot be found out.

@@ -130,17 +130,17 @@ def nodes(session: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def load() -> Any:
-    """Return the module `onnxruntime`.
+def load(module: str = "onnxruntime") -> Any:
+    """Return the module `onnxruntime`, or `onnx`.
 
     Raises:
         UnavailableError: It is not installed, or cannot be imported.
     """
     try:
-        return importlib.import_module("onnxruntime")
+        return importlib.import_module(module)
     except Exception as error:  # broken libraries raise anything
         raise UnavailableError(
-            f"onnxruntime: expected it installed, got {one_line(error)}: pip install onnxruntime"
+            f"{module}: expected it installed, got {one_line(error)}: pip install {module}"
         ) from error
 
 
