@@ -37,6 +37,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Deploy",
         "Draw the picture of an exported model.",
     ),
+    "export-step": (
+        "flashdip.engine.onnx.step_command:export_step",
+        "Deploy",
+        "Write an iteration of a fit as an ONNX graph.",
+    ),
     "presets": ("flashdip.engine.commands:presets", "Look", "List the presets of each task."),
     "doctor": ("flashdip.engine.doctor:doctor", "Look", "Show what this machine can run, and why."),
     "kernels": (

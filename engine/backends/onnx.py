@@ -136,10 +136,12 @@ class OnnxStep(HostedStep):
         count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
         state = {name: zeros(count) for name in TRAINED} | {"average": self.watch.average}
         self._sides = [state, {name: torch.zeros_like(tensor) for name, tensor in state.items()}]
-        # Numbers of each fit that the host sets before a run.
+        # Numbers of each fit that the host sets before a run; what it does not look at after it.
         self._step, self._key = (torch.zeros(problem.fits, dtype=torch.int64) for _ in range(2))
         self._rate = torch.zeros(problem.fits)
-        self._next_step = torch.zeros_like(self._step)
+        self._next_step, self._image = (
+            torch.zeros_like(t) for t in (self._step, self.watch.output)
+        )
         self._bindings = [
             [self._bind(fit, *sides) for fit in range(problem.fits)]
             for sides in (self._sides, self._sides[::-1])
@@ -161,7 +163,7 @@ class OnnxStep(HostedStep):
             self._step[fit] = slot.iteration
             slot.iteration += 1
             self._key[fit] = noise.key(slot.seed, retry=slot.retry)
-            self._rate[fit] = self.config.rate(slot.iteration) * slot.rate_scale
+            self._rate[fit] = self.config.learning_rate * slot.rate_scale
         if self.device.type == "cuda":  # ONNX Runtime has a stream of its own
             torch.cuda.current_stream(self.device).synchronize()
         for binding in self._bindings[0]:
@@ -181,7 +183,8 @@ class OnnxStep(HostedStep):
         if self.mask is not None:
             given["mask"] = self.mask
         made = {f"next_{name}": tensor for name, tensor in target.items()}
-        made |= {"next_step": self._next_step, "output": watch.output, "loss": watch.loss}
+        made |= {"next_step": self._next_step, "image": self._image}
+        made |= {"output": watch.output, "loss": watch.loss}
         binding = self.session.io_binding()
         for ends, bind, tensors in (
             (self.session.get_inputs(), binding.bind_input, given),

@@ -111,7 +111,7 @@ class Differentiable(Forward):
         def adjoint(dy: Value) -> None:
             if down in ("lanczos2", "lanczos3"):
                 rows, columns = (downsampling(down, 2, side) for side in x.shape[2:])
-                self._add(x, x.graph.constant(rows.T) @ (dy @ columns))
+                self._add(x, x.like(rows.T) @ (dy @ columns))
                 return
             odd = {axis: (0, x.shape[axis] % 2) for axis in (2, 3)}
             if down == "avg":
@@ -129,7 +129,7 @@ class Differentiable(Forward):
         def adjoint(dy: Value) -> None:
             if up == "bilinear":
                 rows, columns = (bilinear(side) for side in x.shape[2:])
-                self._add(x, x.graph.constant(rows.T) @ (dy @ columns))
+                self._add(x, x.like(rows.T) @ (dy @ columns))
             else:
                 self._add(x, 4 * Forward.pool(self, dy, "avg"))
 

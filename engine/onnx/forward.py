@@ -110,13 +110,13 @@ class Forward:
             return x.graph.node(op, x, kernel_shape=(2, 2), strides=(2, 2))
         assert down in ("lanczos2", "lanczos3")
         rows, columns = (downsampling(down, 2, side) for side in x.shape[2:])
-        return x.graph.constant(rows.astype(x.dtype)) @ (x @ columns.T)
+        return x.like(rows) @ (x @ columns.T)
 
     def enlarge(self, x: Value, up: Up) -> Value:
         """Double the sides."""
         if up == "bilinear":
             rows, columns = (bilinear(side) for side in x.shape[2:])
-            return x.graph.constant(rows.astype(x.dtype)) @ (x @ columns.T)
+            return x.like(rows) @ (x @ columns.T)
         scales = x.graph.constant(np.array([1, 1, 2, 2], np.float32))
         modes = {"mode": "nearest", "nearest_mode": "floor"}
         position = "asymmetric"

@@ -43,9 +43,10 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
         average *     of the outputs, [1, C, h, w], at first 0; unless the config has none
         step *        iterations done, int64 []
         key           `noise.key` of the fit, int64 []; unless nothing is perturbed
-        rate          learning rate, []
+        rate          learning rate at the start of the config's schedule, []
 
-    Further outputs are "output", the image, [1, C, h, w], and its "loss", [].
+    Further outputs are "output", what the network drew, [1, C, h, w], its "loss", [], and "image",
+    what the fit has to show for itself: the average, or the output where there is none.
 
     Args:
         config: How it is fitted; the network's outputs are the image's channels.
@@ -75,13 +76,17 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
     ops.differentiate(image, gradient.pad(beyond))
     gradients = _flat([ops.gradient(view) for view in views], network)
 
-    rate = graph.input("rate", ())
+    rate = graph.input("rate", ()) * _schedule(step, config)
     trained = adam(parameters, gradients, moments, step, rate, config)
     for name, value in zip(TRAINED, trained, strict=True):
         graph.output(value, f"next_{name}")
-    if config.average is not None:
+    if config.average is None:
+        graph.output(graph.node("Identity", output), "image")
+    else:
         average = graph.input("average", output.shape)
-        graph.output(average + (output - average) * (1 - config.average), "next_average")
+        average = average + (output - average) * (1 - config.average)
+        graph.output(average, "next_average")
+        graph.output(average / _started(step, config.average), "image")
     graph.output(step, "next_step")
     graph.output(output, "output")
     graph.output(loss, "loss")
@@ -141,6 +146,15 @@ def adam(
     mean, square = (_started(step, beta) for beta in config.betas)
     root = parameters.graph.node("Sqrt", second / square) + config.eps
     return parameters - first / root * (rate / mean), first, second
+
+
+def _schedule(step: Value, config: FitConfig) -> Value | float:
+    """Return the factor on the learning rate in this iteration: see `FitConfig.rate`."""
+    if config.schedule == "constant":
+        return 1.0
+    graph = step.graph
+    turn = graph.node("Cast", step - 1, to=1) * (math.pi / config.iterations)
+    return 0.505 + 0.495 * graph.node("Cos", turn)
 
 
 def _started(step: Value, beta: float) -> Value:
