@@ -24,13 +24,13 @@ class Differentiable(Forward):
     """
 
     def __init__(self, *fixed: Value) -> None:
-        self._fixed = set(fixed)
+        self.fixed = set(fixed)
         self._adjoints: list[tuple[Value, Callable[[Value], None]]] = []
         self._gradients: dict[Value, Value] = {}
 
     def differentiate(self, y: Value, gradient: Value) -> None:
         """Write the gradients of a scalar by all that y was computed from, given that by y."""
-        self._add(y, gradient)
+        self.add_gradient(y, gradient)
         for value, adjoint in reversed(self._adjoints):
             if value in self._gradients:
                 adjoint(self._gradients.pop(value))
@@ -39,13 +39,15 @@ class Differentiable(Forward):
         """Return what `differentiate` found for a parameter; None: it has no effect."""
         return self._gradients.get(of)
 
-    def _add(self, of: Value, gradient: Value) -> None:
-        if of in self._fixed:
+    def add_gradient(self, of: Value, gradient: Value) -> None:
+        """Add a part of the gradient by a value."""
+        if of in self.fixed:
             return
         before = self._gradients.get(of)
         self._gradients[of] = gradient if before is None else before + gradient
 
-    def _follow(self, y: Value, adjoint: Callable[[Value], None]) -> Value:
+    def follow(self, y: Value, adjoint: Callable[[Value], None]) -> Value:
+        """Remember what to do with the gradient by y; return y."""
         self._adjoints.append((y, adjoint))
         return y
 
@@ -59,50 +61,45 @@ class Differentiable(Forward):
 
         def adjoint(dy: Value) -> None:
             if bias is not None:
-                self._add(bias, dy.sum((0, 2, 3)).reshape(*bias.shape))
-            self._add(weight, weight_gradient(full, dy, weight.shape[-1], stride))
-            if x in self._fixed:
+                self.add_gradient(bias, dy.sum((0, 2, 3)).reshape(*bias.shape))
+            self.add_gradient(weight, weight_gradient(full, dy, weight.shape[-1], stride))
+            if x in self.fixed:
                 return
             dx = input_gradient(dy, weight, stride, full.shape[2:])
-            for axis in (2, 3):
-                if pad == "reflection":
-                    dx = unreflect(dx, axis, margin)
-                else:
-                    dx = dx.crop({axis: (margin, margin + x.shape[axis])})
-            self._add(x, dx)
+            self.add_gradient(x, unpad(unpad(dx, 2, margin, mode), 3, margin, mode))
 
-        return self._follow(y, adjoint)
+        return self.follow(y, adjoint)
 
     def norm(self, x: Value, gamma: Value, beta: Value) -> Value:
         """Normalise each channel over (H, W), then scale and shift it."""
         channels, count = x.shape[1], x.shape[2] * x.shape[3]
         scale, shift = (parameter.reshape(1, channels, 1, 1) for parameter in (gamma, beta))
         centred = x - x.mean((2, 3))
-        root = x.graph.node("Sqrt", dot(centred, centred) / count + EPS)
+        root = x.graph.node("Sqrt", add_up(centred * centred) / count + EPS)
         factor = scale / root  # [1, C, 1, 1]
         y = centred * factor + shift
 
         def adjoint(dy: Value) -> None:
-            total, along = dy.sum((2, 3)), dot(dy, centred) / root
-            self._add(beta, total.reshape(channels))
-            self._add(gamma, along.reshape(channels))
+            total, along = add_up(dy), add_up(dy * centred) / root
+            self.add_gradient(beta, total.reshape(channels))
+            self.add_gradient(gamma, along.reshape(channels))
             # What changes the mean or the variance has no effect.
             within = centred * (along / root / -count) + total / -count
-            self._add(x, (dy + within) * factor)
+            self.add_gradient(x, (dy + within) * factor)
 
-        return self._follow(y, adjoint)
+        return self.follow(y, adjoint)
 
     def activate(self, x: Value, act: Activation) -> Value:
         """Apply the activation function."""
         y = super().activate(x, act)
         if act == "none":
             return y
-        return self._follow(y, lambda dy: self._add(x, dy * slope(x, y, act)))
+        return self.follow(y, lambda dy: self.add_gradient(x, dy * slope(x, y, act)))
 
     def sigmoid(self, x: Value) -> Value:
         """Map to (0, 1)."""
         y = super().sigmoid(x)
-        return self._follow(y, lambda dy: self._add(x, dy * (y * (1 - y))))
+        return self.follow(y, lambda dy: self.add_gradient(x, dy * (y * (1 - y))))
 
     def pool(self, x: Value, down: Down) -> Value:
         """Halve the sides, rounded down."""
@@ -111,16 +108,16 @@ class Differentiable(Forward):
         def adjoint(dy: Value) -> None:
             if down in ("lanczos2", "lanczos3"):
                 rows, columns = (downsampling(down, 2, side) for side in x.shape[2:])
-                self._add(x, x.like(rows.T) @ (dy @ columns))
+                self.add_gradient(x, x.like(rows.T) @ (dy @ columns))
                 return
             odd = {axis: (0, x.shape[axis] % 2) for axis in (2, 3)}
             if down == "avg":
-                self._add(x, (Forward.enlarge(self, dy, "nearest") * 0.25).pad(odd))
+                self.add_gradient(x, (Forward.enlarge(self, dy, "nearest") * 0.25).pad(odd))
                 return
             whole = {axis: (0, 2 * y.shape[axis]) for axis in (2, 3)}
-            self._add(x, unpool(x.crop(whole), y, dy).pad(odd))
+            self.add_gradient(x, unpool(x.crop(whole), y, dy).pad(odd))
 
-        return self._follow(y, adjoint)
+        return self.follow(y, adjoint)
 
     def enlarge(self, x: Value, up: Up) -> Value:
         """Double the sides."""
@@ -129,11 +126,11 @@ class Differentiable(Forward):
         def adjoint(dy: Value) -> None:
             if up == "bilinear":
                 rows, columns = (bilinear(side) for side in x.shape[2:])
-                self._add(x, x.like(rows.T) @ (dy @ columns))
+                self.add_gradient(x, x.like(rows.T) @ (dy @ columns))
             else:
-                self._add(x, 4 * Forward.pool(self, dy, "avg"))
+                self.add_gradient(x, 4 * Forward.pool(self, dy, "avg"))
 
-        return self._follow(y, adjoint)
+        return self.follow(y, adjoint)
 
     def concatenate(self, a: Value, b: Value) -> Value:
         """Put channels together, both maps cropped centrally to the smaller size."""
@@ -144,10 +141,12 @@ class Differentiable(Forward):
             for x in (a, b):
                 own = dy.crop({1: (start, start + x.shape[1])})
                 spans = centre(x, y.shape[2:])
-                self._add(x, own.pad({i: (s, x.shape[i] - e) for i, (s, e) in spans.items()}))
+                self.add_gradient(
+                    x, own.pad({i: (s, x.shape[i] - e) for i, (s, e) in spans.items()})
+                )
                 start += x.shape[1]
 
-        return self._follow(y, adjoint)
+        return self.follow(y, adjoint)
 
 
 def slope(x: Value, y: Value, act: Activation) -> Value:
@@ -163,14 +162,14 @@ def slope(x: Value, y: Value, act: Activation) -> Value:
     return graph.node("Clip", y * _STEEP, *ends)
 
 
-def dot(a: Value, b: Value) -> Value:
-    """Return the sum over (H, W) of the product of two maps [1, C, H, W]: [1, C, 1, 1].
+def add_up(x: Value) -> Value:
+    """Return the sums of a map's channels, [1, C, 1, 1].
 
     Rows are added up first: where much cancels, as in the gradient by a norm's scale before another
-    norm, it shows how many numbers are added one by one. As a product of matrices, which adds up
-    all of them so, it would be faster, and such gradients four times as far off as torch's.
+    norm, it shows how many numbers are added one by one. A product of matrices, which adds up all
+    of them so, would write no map of products, and be four times as far off.
     """
-    return (a * b).sum((3,)).sum((2,))
+    return x.sum((3,)).sum((2,))
 
 
 def weight_gradient(x: Value, dy: Value, size: int, stride: int) -> Value:
@@ -192,17 +191,18 @@ def weight_gradient(x: Value, dy: Value, size: int, stride: int) -> Value:
         taps = half.reshape(half.shape[0], 2, 2, inputs, *half.shape[2:])
         taps = taps.transpose(0, 3, 4, 1, 5, 2).reshape(half.shape[0], inputs, size + 1, size + 1)
         return taps.crop({2: (0, size), 3: (0, size)})
-    graph = x.graph
+    graph, shifts = x.graph, range(size)
     (inputs, height), (outputs, width) = x.shape[1:3], (dy.shape[1], dy.shape[3])
-    shifts = range(size)
     columns = [x.crop({3: (shift, shift + width)}) for shift in shifts]
     rows = [dy.pad({2: (shift, size - 1 - shift)}) for shift in shifts]
+    rows = [of.reshape(outputs, 1, height * width) for of in rows]
     if size > 1:
         columns, rows = ([graph.node("Concat", *of, axis=1)] for of in (columns, rows))
-    left = columns[0].reshape(size * inputs, height * width)
-    right = rows[0].reshape(size * outputs, height * width)
-    taps = graph.node("Gemm", left, right, transB=1)
-    return taps.reshape(size, inputs, size, outputs).transpose(3, 1, 2, 0)
+    left = rows[0].reshape(outputs * size, height * width)
+    right = columns[0].reshape(size * inputs, height * width)
+    taps = graph.node("Gemm", left, right, transB=1)  # [(O, k), (k, I)]
+    taps = taps.reshape(outputs, size * size, inputs).transpose(0, 2, 1)
+    return taps.reshape(outputs, inputs, size, size)
 
 
 def input_gradient(dy: Value, weight: Value, stride: int, sides: Sequence[int]) -> Value:
@@ -224,13 +224,13 @@ def input_gradient(dy: Value, weight: Value, stride: int, sides: Sequence[int]) 
         taps = even.reshape(outputs, inputs, half, 2, half, 2).transpose(0, 3, 5, 1, 2, 4)
         taps = taps.reshape(outputs, 4 * inputs, half, half)
         least = [dy.shape[axis] + half - 1 for axis in (2, 3)]
-        dx = dy.graph.node("DepthToSpace", input_gradient(dy, taps, 1, least), blocksize=2)
+        dx = depth_to_space(input_gradient(dy, taps, 1, least))
         return dx.crop({2: (0, sides[0]), 3: (0, sides[1])})
     turned = weight.transpose(1, 0, 2, 3)
     if size > 1:
-        flat = turned.reshape(inputs, outputs, size * size)
-        backwards = dy.graph.indices(range(size * size - 1, -1, -1))
-        turned = dy.graph.node("Gather", flat, backwards, axis=2).reshape(*turned.shape)
+        # A product of matrices takes a fifth of the time that Gather needs (measured).
+        flat = turned.reshape(inputs * outputs, size * size)
+        turned = (flat @ np.eye(size * size)[::-1]).reshape(*turned.shape)
     return dy.graph.node("Conv", dy, turned, pads=(size - 1,) * 4)
 
 
@@ -248,29 +248,43 @@ def space_to_depth(x: Value, dy: Value, size: int) -> Value:
     return x.graph.node("SpaceToDepth", whole, blocksize=2)
 
 
-def unreflect(x: Value, axis: int, margin: int) -> Value:
-    """Apply the adjoint of padding by reflection along an axis: add the margin to its originals."""
+def unpad(x: Value, axis: int, margin: int, mode: str) -> Value:
+    """Apply the adjoint of padding along an axis: add the margin to what it was made of.
+
+    Args:
+        x: What has a margin.
+        axis: Along which.
+        margin: Its width, on either side.
+        mode: How it was made: "constant", "reflect" or "edge"; see `Value.pad`.
+    """
     if margin == 0:
         return x
     count = x.shape[axis] - 2 * margin
+    if mode == "constant":
+        return x.crop({axis: (margin, margin + count)})
     # Single rows as far as any is added to another, and what lies between them in one piece.
     edge = min(2 * margin + 1, x.shape[axis] // 2)
     middle = x.shape[axis] - 2 * edge
     sizes = [1] * edge + [middle] * (middle > 0) + [1] * edge
-    starts = np.cumsum([0, *sizes])[:-1].tolist()
+    rows = [int(start) - margin for start in np.cumsum([0, *sizes[:-1]])]  # in the inner map
+    origins = np.pad(np.arange(count), margin, mode=mode)  # type: ignore[call-overload]
     parts = x.graph.nodes_of("Split", len(sizes), x, x.graph.indices(sizes), axis=axis)
-    piece = dict(zip(starts, parts, strict=True))
-    kept = []
-    for start, part in piece.items():
-        row = start - margin  # in the map without its margin
-        if not 0 <= row < count:
-            continue
-        for mirrored in (-row, 2 * (count - 1) - row):
-            source = mirrored + margin
-            if mirrored not in range(count) and source in piece:
-                part = part + piece[source]
-        kept.append(part)
-    return x.graph.node("Concat", *kept, axis=axis)
+    sums: dict[int, Value] = {}
+    for row, part in zip(rows, parts, strict=True):
+        origin = int(origins[row + margin])
+        sums[origin] = sums[origin] + part if origin in sums else part
+    return x.graph.node("Concat", *(sums[origin] for origin in sorted(sums)), axis=axis)
+
+
+def depth_to_space(x: Value) -> Value:
+    """Put four phases together, [1, 4 C, H, W] to [1, C, 2H, 2W]: ONNX's DepthToSpace.
+
+    As two transpositions, columns and then rows, it takes ONNX Runtime half the time (measured).
+    """
+    channels, height, width = x.shape[1] // 4, *x.shape[2:]
+    columns = x.reshape(2, 2, channels, height, width).transpose(0, 2, 3, 4, 1)
+    rows = columns.reshape(2, channels, height, 2 * width).transpose(1, 2, 0, 3)
+    return rows.reshape(1, channels, 2 * height, 2 * width)
 
 
 def unpool(x: Value, y: Value, dy: Value) -> Value:
@@ -289,4 +303,4 @@ def unpool(x: Value, y: Value, dy: Value) -> Value:
         largest = graph.node("Cast", graph.node("Equal", own, y), to=1)
         parts.append(left * largest)
         left = left - parts[-1]
-    return graph.node("DepthToSpace", graph.node("Concat", *parts, axis=1), blocksize=2)
+    return depth_to_space(graph.node("Concat", *parts, axis=1))

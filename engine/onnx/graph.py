@@ -116,7 +116,11 @@ class Value:
         return self.graph.node("Slice", self, *parts)
 
     def pad(self, axes: Mapping[int, tuple[int, int]], mode: str = "constant") -> "Value":
-        """Add elements before and behind along some axes: zeros, or the "reflect"-ed own ones."""
+        """Add elements before and behind along some axes.
+
+        They are zeros ("constant"), or its own: the outermost ones again and again ("edge"), or
+        what a mirror in the outermost ones shows ("reflect").
+        """
         if not any(map(any, axes.values())):
             return self
         before, behind = (

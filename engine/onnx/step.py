@@ -15,7 +15,7 @@ import numpy as np
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import UnavailableError
 from flashdip.engine.networks.skip import Skip
-from flashdip.engine.onnx.adjoint import Differentiable
+from flashdip.engine.onnx.fold import Folding
 from flashdip.engine.onnx.forward import downsampling
 from flashdip.engine.onnx.graph import Graph, Value
 from flashdip.engine.operators import Downsample, Identity, Mask
@@ -67,7 +67,7 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
     x = z
     if config.perturbation:
         x = perturb(z, noise_row(graph.input("key", (), np.int64), step), config.perturbation)
-    ops = Differentiable(x)
+    ops = Folding(x)
     views = _views(network, parameters)
     image = network.forward(ops, views, x)
     output = image.crop({2: (0, height), 3: (0, width)})

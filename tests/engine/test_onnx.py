@@ -1,7 +1,7 @@
 """The backend of ONNX Runtime: what a step computes, and that a fit with it is a fit."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashdip.engine.backends import ONNX, select
 from flashdip.engine.backends.eager import EagerStep
+from flashdip.engine.backends.hosted import HostedStep
 from flashdip.engine.backends.onnx import OnnxStep
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, UnavailableError
@@ -20,7 +21,7 @@ from flashdip.engine.fit import fit
 from flashdip.engine.operators import Downsample, Each, Mask
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise, reference
-from tests.engine.onnx.cases import TOPOLOGIES, live, shrunk
+from tests.engine.onnx.cases import TOPOLOGIES, judge_gradients, live, shrunk
 from tests.engine.test_fit import SEARCHING, TINY, noisy, truth
 from tests.kernels.fused.judge import judge
 
@@ -57,31 +58,29 @@ def test_one_step(name: str, operator: str) -> None:
     """
     config = FitConfig(network=replace(shrunk(TOPOLOGIES[name]), outputs=3), seed=2)
     problem = problems()[operator]
-    states = []
-    for dtype in (torch.float64, torch.float32, None):
-        step: Any = (
-            step_of(problem, config)
-            if dtype is None
-            else EagerStep(reference, problem, config, CPU, dtype, None)
-        )
-        flat, _ = live(step.network, (8, 8))
-        step.trained["parameters"].copy_(flat)
-        step()
-        states.append((step.watch.output, step.watch.average, step.trained, step.watch.loss))
-    exact, single, found = states
-    for index in (0, 1):
-        judge(found[index], exact[index], single[index], torch.float32)
-    torch.testing.assert_close(found[3].double(), exact[3], rtol=1e-5, atol=0)
-    errors, allowed = [], []
-    gradients = [step.network.views(state[2]["moment1"]) for state in states]
-    for parameter, true, plain, own in zip(step.network.parameters, *gradients, strict=True):
-        if parameter.name.endswith((".bias", "join.beta")) and not parameter.name.startswith(
-            "head"
-        ):
-            continue  # without effect: rounding noise
-        errors.append((own.double() - true).norm() / true.norm())
-        allowed.append((plain.double() - true).norm() / true.norm())
-    judge(torch.stack(errors), torch.zeros(len(errors)), torch.stack(allowed), torch.float32)
+    for seed in range(3):
+        three = [after_a_step(step, seed) for step in steps_of(problem, config)]
+        for name in ("output", "average"):
+            own, true, plain = (getattr(step.watch, name) for step in three)
+            judge(own, true, plain, torch.float32)
+        found, exact, _ = three
+        torch.testing.assert_close(found.watch.loss.double(), exact.watch.loss, rtol=1e-5, atol=0)
+        network = found.network
+        judge_gradients(network, *(network.views(step.trained["moment1"]) for step in three))
+
+
+def steps_of(problem: Problem, config: FitConfig) -> Iterator[HostedStep]:
+    """Ours, the reference in float64 and in float32."""
+    yield step_of(problem, config)
+    for dtype in (torch.float64, torch.float32):
+        yield EagerStep(reference, problem, config, CPU, dtype, None)
+
+
+def after_a_step(step: HostedStep, seed: int) -> HostedStep:
+    """One iteration with parameters as in a fit that is on its way."""
+    step.trained["parameters"].copy_(live(step.network, (8, 8), seed)[0])
+    step()
+    return step
 
 
 def test_the_perturbation_is_the_written_function() -> None:
