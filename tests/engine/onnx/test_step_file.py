@@ -13,40 +13,21 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from flashdip.cli import app
-from flashdip.engine import images, tasks
+from flashdip.engine import images
 from flashdip.engine.errors import FlashDIPError
 from flashdip.engine.presets import preset
-from flashdip.engine.result import Result
+from tests.engine.onnx.stepping import export_step, fitted, write_pictures
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "docs" / "step" / "fit.py"
-SMALL = {
-    "network.down": "8,8",
-    "network.skip": "2",
-    "network.inputs": "4",
-    "average": "0.9",
-    "stop": "fixed",
-}
-OPTIONS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a picture of three channels, and a mask."""
+    """Go to a folder with pictures."""
+    write_pictures(tmp_path)
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(0)
-    images.save(Path("noisy.png"), images.as_picture(draw.integers(0, 256, (21, 18, 3), np.uint8)))
-    images.save(Path("mask.png"), images.as_picture(255 * draw.integers(0, 2, (21, 18), np.uint8)))
     return tmp_path
-
-
-def export(*arguments: str) -> str:
-    """Run the command with a small network; return what it said."""
-    found = CliRunner().invoke(app, ["export-step", *arguments, *OPTIONS])
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == 0, found.output
-    return found.output
 
 
 def run_example(*arguments: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -66,18 +47,9 @@ def run_example(*arguments: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint
         return np.asarray(picture)
 
 
-def fitted(task: str, iterations: int, image: object = "noisy.png", **own: object) -> Result:
-    """What the backend makes of the same."""
-    function = getattr(tasks, task)
-    settings = SMALL | {"iterations": str(iterations)}
-    options = {"backend": "onnx", "device": "cpu", "sigma": 25, "settings": settings}
-    found: Result = function(image, **(options | own))
-    return found
-
-
 def test_the_example_fits_the_picture(folder: Path) -> None:
     """Twelve iterations: the picture that the backend returns; 60 lines at most."""
-    said = export("noisy.png", "-o", "step.onnx", "--preset", "quick")
+    said = export_step("noisy.png", "-o", "step.onnx", "--preset", "quick")
     assert "step.onnx written" in said and "20x24 pixels" in said and "up to 500 times" in said
     found = run_example("step.onnx", "out.ppm", "12")
     expected = fitted("denoise", 12, preset="quick").picture.pixels
@@ -87,7 +59,7 @@ def test_the_example_fits_the_picture(folder: Path) -> None:
 
 def test_a_step_for_a_size_takes_any_picture(folder: Path) -> None:
     """Which comes from a NumPy file; the state has no observation."""
-    export("18x21", "-o", "step.onnx", "--preset", "quick")
+    export_step("18x21", "-o", "step.onnx", "--preset", "quick")
     assert "observation" not in load_file("step.safetensors")
     observation = images.load(Path("noisy.png")).tensor().numpy()
     np.save("noisy.npy", observation)
@@ -106,7 +78,7 @@ def test_a_step_for_a_size_takes_any_picture(folder: Path) -> None:
 def test_other_tasks(folder: Path, task: str, options: list[str], own: dict[str, object]) -> None:
     """A mask, a factor; a learning rate that follows the graph's own schedule."""
     size = ["--set", "iterations=6", "--preset", "quick", "--task", task]
-    export("noisy.png", "-o", "step.onnx", *size, *options)
+    export_step("noisy.png", "-o", "step.onnx", *size, *options)
     state = load_file("step.safetensors")
     session = onnxruntime.InferenceSession("step.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -152,5 +124,5 @@ def test_bad_usage(folder: Path, arguments: list[str], message: str) -> None:
     """One line, before anything is written."""
     before = sorted(folder.iterdir())
     with pytest.raises(FlashDIPError, match=message):
-        export(*(arguments if "-o" in arguments else [*arguments, "-o", "step.onnx"]))
+        export_step(*(arguments if "-o" in arguments else [*arguments, "-o", "step.onnx"]))
     assert sorted(folder.iterdir()) == before
