@@ -20,7 +20,7 @@ from flashdip.engine.events import Event, Progress, Retried
 from flashdip.engine.fit import fit
 from flashdip.engine.operators import Downsample, Each, Mask
 from flashdip.engine.problems import Problem
-from flashdip.kernels import noise, reference
+from flashdip.kernels import reference
 from tests.engine.onnx.cases import TOPOLOGIES, judge_gradients, live, shrunk
 from tests.engine.test_fit import SEARCHING, TINY, noisy, truth
 from tests.kernels.fused.judge import judge
@@ -81,30 +81,6 @@ def after_a_step(step: HostedStep, seed: int) -> HostedStep:
     step.trained["parameters"].copy_(live(step.network, (8, 8), seed)[0])
     step()
     return step
-
-
-def test_the_perturbation_is_the_written_function() -> None:
-    """The very values of the other backends, where the table wraps too."""
-    from flashdip.engine.onnx.graph import Graph
-    from flashdip.engine.onnx.step import noise_row, perturb
-    from tests.engine.onnx.test_adjoint import run
-
-    z = torch.zeros(1, 3, 5, 7)
-    graph = Graph("noise")
-    row = graph.input("row", (), "int64")
-    graph.output(perturb(graph.input("z", z.shape), row, 1.0), "noise")
-    for start in (0, 8, noise.TABLE_SIZE - 24):
-        expected = reference.perturb(z, noise.table(), [start], 1.0, torch.float32)
-        (found,) = run(graph, {"z": z, "row": torch.tensor(start // 8)})
-        assert torch.equal(found, expected)
-
-    graph = Graph("row")
-    key, step = (graph.input(name, (), "int64") for name in ("key", "step"))
-    graph.output(noise_row(key, step), "row")
-    for seed, retry, at in itertools.product((0, 1, (1 << 62) - 1), (0, 3), (1, 500, 99_999)):
-        number = noise.key(seed, retry=retry)
-        (found,) = run(graph, {"key": torch.tensor(number), "step": torch.tensor(at)})
-        assert int(found) * 8 == noise.offset(number, at)
 
 
 def test_all_of_the_state_agrees_after_twenty_steps() -> None:
