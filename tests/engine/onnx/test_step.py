@@ -1,7 +1,6 @@
 """The step as a graph: what it is made of, and the parts beside the network."""
 
 import itertools
-import time
 from dataclasses import replace
 
 import onnx
@@ -33,11 +32,9 @@ def test_tensorrt_takes_every_operator(name: str) -> None:
 
 
 def test_the_default_network_at_256_pixels() -> None:
-    """At most 2,500 nodes, all shapes known; it takes a second, not the minutes of a trace."""
-    begun = time.process_time()
+    """At most 2,500 nodes, all shapes known."""
     model = write_step(FitConfig(network=SkipConfig()), (3, 256, 256), Identity())
     assert len(model.graph.node) <= 2500
-    assert time.process_time() - begun < 20
     onnx.checker.check_model(model, full_check=True)
 
 
