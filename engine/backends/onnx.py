@@ -7,7 +7,7 @@ copied. Where that is a GPU, it is memory of torch's, bound to the graph as it i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import util
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from flashdip.engine.onnx.step import TRAINED, write_step
 from flashdip.engine.operators import Each, Mask
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
-
-if TYPE_CHECKING:
-    from flashdip.engine.onnx.options import Precision
 
 ON_GPU = ("tensorrt", "cuda")  # providers that read and write the GPU's memory
 
@@ -50,10 +47,9 @@ class OnnxBackend:
 
         known = (name for name in self.providers if name in PROVIDERS)
         reasons = [f"provider {name}: {why}" for name in known if (why := missing(name))]
-        if config.precision not in ("auto", *self._precisions()):
-            reasons.append(
-                f"it computes in {' or '.join(self._precisions())}, not {config.precision}"
-            )
+        if config.precision not in ("auto", "fp32"):
+            # Where a provider may round, it rounds Adam's moments too.
+            reasons.append(f"it computes in fp32, not {config.precision}")
         if device.type not in ("cpu", "cuda"):
             reasons.append(f"it keeps a fit's state in memory of cpu or cuda, not {device.type}")
         elif self.providers and (device.type == "cuda") != (self.providers[0] in ON_GPU):
@@ -64,12 +60,8 @@ class OnnxBackend:
             )
         return reasons
 
-    def _precisions(self) -> tuple[str, ...]:
-        """Return what the graph is computed in; TensorRT may round all of it."""
-        return ("fp32", "fp16", "bf16") if self.providers[:1] == ("tensorrt",) else ("fp32",)
-
     def precision(self, device: torch.device) -> str:
-        """Return what the state is kept in."""
+        """Return fp32, the only one."""
         return "fp32"
 
     def prepare(
@@ -82,7 +74,7 @@ class OnnxBackend:
     ) -> "OnnxStep":
         """Write the graph, open a session, bind the state."""
         providers = self.providers or ("cuda" if device.type == "cuda" else "cpu",)
-        return OnnxStep(problem, config, device, precision, truth, providers)
+        return OnnxStep(problem, config, device, truth, providers)
 
 
 class OnnxStep(HostedStep):
@@ -92,7 +84,6 @@ class OnnxStep(HostedStep):
         problem: F fits.
         config: How they are fitted.
         device: In whose memory the state lies.
-        precision: The narrowest type that a provider may compute in.
         truth: The undamaged images, or None.
         providers: Names, in order.
 
@@ -106,7 +97,6 @@ class OnnxStep(HostedStep):
         problem: Problem,
         config: FitConfig,
         device: torch.device,
-        precision: str,
         truth: Tensor | None,
         providers: tuple[str, ...],
     ) -> None:
@@ -116,10 +106,11 @@ class OnnxStep(HostedStep):
         self.config, self.device = config, device
         self.network, self.size = Skip(config.network), problem.shape[1:]
         operator = problem.operator
-        single = operator.operators[0] if isinstance(operator, Each) else operator
+        each = operator.operators if isinstance(operator, Each) else [operator]
+        single = next((own for own in each if isinstance(own, Mask)), each[0])  # others are of ones
         model = write_step(config, problem.shape, single).SerializeToString()
         notes: list[str] = []
-        tuning = Tuning(precision=cast("Precision", precision), device=device.index or 0)
+        tuning = Tuning(device=device.index or 0)
         threads = torch.get_num_threads()
         self.session = open_session(
             model, providers, tuning=tuning, threads=threads, tell=notes.append

@@ -94,11 +94,6 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
     return graph.model(notes)
 
 
-def supported(operator: object) -> bool:
-    """Return whether a step with this operator can be written."""
-    return isinstance(operator, Identity | Mask | Downsample)
-
-
 def noise_row(key: Value, step: Value) -> Value:
     """Return which row of the table a step starts to read: `noise.offset` in rows, int64 []."""
     state = key

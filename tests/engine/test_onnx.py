@@ -18,6 +18,7 @@ from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, UnavailableError
 from flashdip.engine.events import Event, Progress, Retried
 from flashdip.engine.fit import fit
+from flashdip.engine.fit_many import fit_many
 from flashdip.engine.operators import Downsample, Each, Mask
 from flashdip.engine.problems import Problem
 from flashdip.kernels import reference
@@ -30,7 +31,7 @@ SHAPE = (3, 21, 18)
 
 
 def step_of(problem: Problem, config: FitConfig) -> OnnxStep:
-    return OnnxStep(problem, config, CPU, "fp32", None, ("cpu",))
+    return OnnxStep(problem, config, CPU, None, ("cpu",))
 
 
 def problems() -> dict[str, Problem]:
@@ -89,7 +90,7 @@ def test_all_of_the_state_agrees_after_twenty_steps() -> None:
         TINY, betas=(0.0, 0.999), schedule="cosine", stop=("es-wmv", "es-emv"), window=4
     )
     exact = EagerStep(reference, noisy(), config, CPU, torch.float64, truth())
-    found = OnnxStep(noisy(), config, CPU, "fp32", truth(), ("cpu",))
+    found = OnnxStep(noisy(), config, CPU, truth(), ("cpu",))
     for step in (exact, found):
         step.advance(20)
     (expected,), (statistics,) = exact.read(), found.read()
@@ -194,6 +195,17 @@ def test_a_slot_changes_hands_in_place() -> None:
         assert torch.equal(tensor, alone.slots[0].good_state()[name])
 
 
+def test_many_fits_are_as_if_alone() -> None:
+    """Masks, and nothing, in two slots that change hands."""
+    line = [problems()["mask"], problems()["identity"], replace(problems()["mask"], sigma=0.1)]
+    config = replace(TINY, iterations=10)
+    place: dict[str, Any] = {"backend": "onnx", "device": "cpu"}
+    results = dict(fit_many(line, config, at_once=2, seeds=[0, 4, 5], **place))
+    for index, seed in enumerate((0, 4, 5)):
+        alone = fit(line[index], replace(config, seed=seed), **place)
+        torch.testing.assert_close(results[index].image, alone.image, rtol=0, atol=1e-6)
+
+
 def test_what_it_cannot_do_is_said() -> None:
     """A user's own operator; precisions, devices and providers that do not go together."""
     own = Problem(2 * noisy().observation, SHAPE, lambda x: 2 * x)
@@ -212,5 +224,3 @@ def test_what_it_cannot_do_is_said() -> None:
     assert select("auto", CPU, TINY)[0].name == "native"
     half = replace(TINY, precision="fp16")
     assert "not fp16" in ONNX.unavailable(CPU, half)[0]
-    reasons = replace(ONNX, providers=("tensorrt",)).unavailable(torch.device("cuda"), half)
-    assert not [reason for reason in reasons if "fp16" in reason]
