@@ -7,10 +7,12 @@ doubled map is replication of the small one. A convolution over a concatenation 
 
 import numpy as np
 
-from flashdip.engine.onnx.adjoint import (
-    Differentiable,
+from flashdip.engine.onnx.adjoint import Differentiable
+from flashdip.engine.onnx.gradients import (
     depth_to_space,
+    from_phases,
     input_gradient,
+    to_phases,
     unpad,
     weight_gradient,
 )
@@ -19,9 +21,7 @@ from flashdip.kernels.opset import Activation, Pad, Up
 
 # Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap]. The
 # odd phase comes first, as the grid of phases begins one pixel before the map.
-_PHASES = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
-# [(k, l), (a, b, i, j)]: what of tap (k, l) phase (a, b) has at its pixel (i, j).
-_FOLD = np.einsum("aik,bjl->klabij", _PHASES, _PHASES).reshape(9, 16)
+_SEEN = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])
 
 
 class Folding(Differentiable):
@@ -73,9 +73,7 @@ class Folding(Differentiable):
         outputs, inputs = weight.shape[:2]
         mode = "edge" if pad == "reflection" else "constant"
         small = x.pad({2: (1, 1), 3: (1, 1)}, mode)
-        taps = weight.reshape(outputs * inputs, 9) @ _FOLD
-        taps = taps.reshape(outputs, inputs, 4, 4).transpose(2, 0, 1, 3)  # [(a, b), O, I, (i, j)]
-        folded = taps.reshape(4 * outputs, inputs, 2, 2)
+        folded = to_phases(weight, _SEEN).transpose(2, 0, 1, 3).reshape(4 * outputs, inputs, 2, 2)
         phases = x.graph.node("Conv", small, folded)  # [1, 4 O, H + 1, W + 1]
         ring = {axis: (1, 1 + 2 * x.shape[axis]) for axis in (2, 3)}
         y = depth_to_space(phases).crop(ring)
@@ -84,8 +82,7 @@ class Folding(Differentiable):
             around = dy.pad({2: (1, 1), 3: (1, 1)})
             dphases = x.graph.node("SpaceToDepth", around, blocksize=2)
             taps = weight_gradient(small, dphases, 2, 1).reshape(4, outputs, inputs, 4)
-            taps = taps.transpose(1, 2, 0, 3).reshape(outputs * inputs, 16)
-            self.add_gradient(weight, (taps @ _FOLD.T).reshape(*weight.shape))
+            self.add_gradient(weight, from_phases(taps.transpose(1, 2, 0, 3), _SEEN))
             dx = input_gradient(dphases, folded, 1, small.shape[2:])
             self.add_gradient(x, unpad(unpad(dx, 2, 1, mode), 3, 1, mode))
 

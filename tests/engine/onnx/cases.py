@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor
 
 from flashdip.engine.networks.skip import Skip, SkipConfig
+from flashdip.engine.onnx.graph import Graph
 from flashdip.engine.presets import PRESETS
 from tests.kernels.fused.judge import judge
 
@@ -50,6 +52,13 @@ def live(network: Skip, size: tuple[int, int], seed: int = 11) -> tuple[Tensor, 
         if parameter.name.endswith((".gamma", ".beta")):
             view.add_(0.3 * torch.randn(view.shape, generator=generator))
     return flat, 0.1 * torch.rand(1, network.config.inputs, *size, generator=generator)
+
+
+def run(graph: Graph, feeds: dict[str, Tensor]) -> list[Tensor]:
+    """What ONNX Runtime computes of a graph's inputs, by name."""
+    session = onnxruntime.InferenceSession(graph.model().SerializeToString())
+    found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+    return [torch.from_numpy(array) for array in found]
 
 
 def judge_gradients(

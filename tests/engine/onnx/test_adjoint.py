@@ -7,17 +7,11 @@ import torch
 from torch import Tensor
 
 from flashdip.engine.networks.skip import Skip, SkipConfig
-from flashdip.engine.onnx.adjoint import Differentiable, depth_to_space, unpad
+from flashdip.engine.onnx.adjoint import Differentiable
 from flashdip.engine.onnx.fold import Folding
 from flashdip.engine.onnx.graph import Graph, Value
 from flashdip.kernels import reference
-from tests.engine.onnx.cases import TOPOLOGIES, judge_gradients, live, shrunk
-
-
-def run(graph: Graph, feeds: dict[str, Tensor]) -> list[Tensor]:
-    session = onnxruntime.InferenceSession(graph.model().SerializeToString())
-    found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
-    return [torch.from_numpy(array) for array in found]
+from tests.engine.onnx.cases import TOPOLOGIES, judge_gradients, live, run, shrunk
 
 
 def autograd(network: Skip, views: list[Tensor], z: Tensor, slope: Tensor) -> list[Tensor]:
@@ -69,35 +63,6 @@ def test_gradients(config: SkipConfig, size: tuple[int, int], kind: type[Differe
 def _the(value: Value | None) -> Value:
     assert value is not None
     return value
-
-
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "constant"])
-@pytest.mark.parametrize("margin", [1, 2, 4])
-def test_unpad_is_the_adjoint_of_padding(margin: int, mode: str) -> None:
-    """From the smallest map that can be reflected on, along both axes."""
-    for side in range(margin + 1, 4 * margin + 4):
-        x = torch.arange(6.0 * side).view(1, 2, 3, side).requires_grad_()
-        wide = torch.nn.functional.pad(x, (margin, margin, 0, 0), mode=mode)
-        dy = torch.cos(torch.arange(float(wide.numel()))).view(wide.shape)
-        (expected,) = torch.autograd.grad(wide, x, dy)
-        graph = Graph("unpad")
-        given = graph.input("dy", dy.shape)
-        turned = given.transpose(0, 1, 3, 2)
-        name = "edge" if mode == "replicate" else mode
-        graph.output(unpad(given, 3, margin, name), "columns")
-        graph.output(unpad(turned, 2, margin, name), "rows")
-        columns, rows = run(graph, {"dy": dy})
-        torch.testing.assert_close(columns, expected, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(rows.transpose(2, 3), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_depth_to_space_is_onnxs() -> None:
-    x = torch.arange(1.0 * 4 * 3 * 5 * 7).view(1, 12, 5, 7)
-    graph = Graph("phases")
-    value = graph.input("x", x.shape)
-    graph.output(depth_to_space(value), "own")
-    graph.output(graph.node("DepthToSpace", value, blocksize=2), "onnx")
-    assert torch.equal(*run(graph, {"x": x}))
 
 
 def test_a_pixel_that_is_the_largest_twice_gets_its_gradient_once() -> None:

@@ -14,9 +14,8 @@ from flashdip.engine.onnx.graph import Graph
 from flashdip.engine.onnx.step import adam, noise_row, perturb, write_step
 from flashdip.engine.operators import Compose, Downsample, Identity, Mask
 from flashdip.kernels import noise, reference
-from tests.engine.onnx.cases import TOPOLOGIES
+from tests.engine.onnx.cases import TOPOLOGIES, run
 from tests.engine.onnx.documented import TENSORRT_OPERATORS, TENSORRT_OPSETS
-from tests.engine.onnx.test_adjoint import run
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
