@@ -38,7 +38,10 @@ check: dev  # style and types
 test: dev
 	$(BIN)/pytest
 
-test-browser: dev  # the pages in a headless Chromium; skipped, with the reason, where there is none
+# ONNX Runtime for the web comes by npm, in the version of the lock file; without npm its test is skipped.
+test-browser: dev  # pages and models in a headless Chromium; skipped, with the reason, where there is none
+	@mkdir -p .cache/browser && cp tests/browser/package.json tests/browser/package-lock.json .cache/browser/
+	@npm ci --prefix .cache/browser --ignore-scripts --no-audit --no-fund --loglevel=error || true
 	$(BIN)/pytest -rs tests/browser
 
 demo: dev  # restore a photograph; the pictures go to demo/

@@ -220,7 +220,8 @@ class Graph:
             [helper.make_value_info(outside, self._types[inside]) for inside, outside in pairs]
             for pairs in (((v.name, v.name) for v in self._inputs), self._outputs.items())
         )
-        constants = list(self._initializers.values())
+        used = {name for node in self.nodes for name in node.input}
+        constants = [tensor for name, tensor in self._initializers.items() if name in used]
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, constants)
         model = helper.make_model(
             graph, opset_imports=[_opset()], ir_version=IR_VERSION, producer_name="flashdip"

@@ -52,6 +52,9 @@ def test_every_topology_is_drawn_and_cropped(config: SkipConfig, fp16: bool) -> 
     used = {node.op_type for node in model.graph.node}
     assert used <= TENSORRT_OPERATORS
     assert used <= OPERATORS
+    assert {t.name for t in model.graph.initializer} <= {
+        i for n in model.graph.node for i in n.input
+    }
     (opset,) = model.opset_import
     assert (opset.domain, TENSORRT_OPSETS["first"] <= opset.version <= TENSORRT_OPSETS["last"]) == (
         "",
