@@ -41,6 +41,7 @@ def fitted(task: str, iterations: int, image: object = "noisy.png", **own: objec
     """Return what the backend makes of the same."""
     function = getattr(tasks, task)
     settings = SMALL | {"iterations": str(iterations)}
-    options = {"backend": "onnx", "device": "cpu", "sigma": 25, "settings": settings}
+    options: dict[str, object] = {"backend": "onnx", "provider": "cpu", "device": "cpu"}
+    options |= {"sigma": 25, "settings": settings}
     found: Result = function(image, **(options | own))
     return found
