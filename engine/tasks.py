@@ -20,6 +20,7 @@ from flashdip.engine.errors import ConfigError, InputError
 from flashdip.engine.fit import fit
 from flashdip.engine.images import MAX_PIXELS, Picture
 from flashdip.engine.operators import Downsample, Identity, Mask, Operator
+from flashdip.engine.presets import DEFAULT
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.task_options import (
@@ -205,7 +206,8 @@ def _restore(
         interrupted=options.get("interrupted", lambda: False),
         notes=notes,
     )
-    result.record.update(task=task, preset=options.get("preset", "default"))
+    name = options.get("preset", "default")
+    result.record.update(task=task, preset=DEFAULT if name == "default" else name)
     return result.dressed(picture)
 
 

@@ -116,6 +116,7 @@ def test_ctrl_c_writes_the_best_network_so_far(folder: Path) -> None:
     fit = f"denoise noise.png -o p.png --precision fp32 --save-dir noisy {small}"
     run(*fit.split())
     result = Result.load("noisy")
+    assert (result.record["task"], result.record["preset"]) == ("denoise", "balanced")
     hard = load("noise.png").tensor()[0]
     Result(hard, result.record, result.weights | {"image": hard}, result.picture).save("hard")
     command = [sys.executable, "-m", "flashdip.cli", "export", "hard", "-o", "m.onnx"]
