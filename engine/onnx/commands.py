@@ -49,6 +49,7 @@ def export(
     wanted = None if size is None else _size(size)
     check_writable(output, force=force)
     # From here on torch is needed, which takes a second or two to import.
+    from flashdip.engine.onnx.distil import TARGET
     from flashdip.engine.onnx.export import export as make
     from flashdip.engine.progress import Interruption, show_progress
     from flashdip.engine.result import Result
@@ -71,9 +72,12 @@ def export(
             temporary.write_bytes(made.model)
     if not quiet:
         how = "the network as the fit left it" if no_distil else made.notes["distilled"]
+        if not no_distil and made.quality < TARGET:
+            how += f", short of {TARGET:.0f} dB: more --steps may bring it nearer"
+        where = "" if wanted is None else " at the fit's size"
         typer.echo(
-            f"{output} written: {made.quality:.2f} dB between what it draws and the fit's picture "
-            f"({how})",
+            f"{output} written: {made.quality:.2f} dB between what it draws and the fit's picture"
+            f"{where} ({how})",
             err=True,
         )
     if made.interrupted and interruption.signal is not None:

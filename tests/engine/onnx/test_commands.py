@@ -59,6 +59,12 @@ def test_the_network_as_it_is(folder: Path) -> None:
     assert run("export", "fit", "-o", "m.onnx", "--no-distil", "--force", "-q") == ""
 
 
+def test_too_few_steps_are_said(folder: Path) -> None:
+    printed = run("export", "fit", "-o", "m.onnx", "--steps", "1", "--size", "24x31")
+    assert "picture at the fit's size (" in printed
+    assert "steps, short of 45 dB: more --steps may bring it nearer)" in printed
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
