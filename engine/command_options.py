@@ -70,6 +70,14 @@ class SharedOptions:
     device: Annotated[
         str, typer.Option(rich_help_panel=_MACHINE, help="cpu, cuda, cuda:1, mps, ... or auto.")
     ] = "auto"
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_MACHINE,
+            metavar="NAME,...",
+            help="Of ONNX Runtime, with --backend onnx: cpu, cuda, tensorrt, ... in this order.",
+        ),
+    ] = None
     precision: Annotated[
         str | None, typer.Option(rich_help_panel=_MACHINE, help="bf16, fp32, fp64 or auto.")
     ] = None
@@ -115,7 +123,7 @@ class SharedOptions:
         """
         names = (
             *("preset", "sigma", "iterations", "stop", "budget", "seed"),
-            *("backend", "device", "precision", "memory", "tile"),
+            *("backend", "device", "provider", "precision", "memory", "tile"),
         )
         options = {name: getattr(self, name) for name in names}
         if self.max_pixels is not None:

@@ -3,22 +3,22 @@
 Nothing here may fail: whatever cannot be found out, or is broken, is reported as missing.
 """
 
-import ctypes
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-T = TypeVar("T")
+from flashdip.engine.attempt import attempt
+from flashdip.engine.nvidia import survey as ask_nvidia
+from flashdip.engine.onnx import doctor as onnx
 
 PACKAGES = (
     "flashdip",
@@ -46,17 +46,20 @@ def survey() -> dict[str, Any]:
 
     Returns:
         python, system, packages (name: version or None), cpu, torch (build, cuda, devices, error),
-        nvidia (driver, cuda, gpus; None without a driver), cuda_majors (who needs which CUDA),
-        backends (name, available, reasons) and warnings (one line each).
+        nvidia (driver, cuda, gpus; None without a driver), onnxruntime (see
+        `flashdip.engine.onnx.doctor`), tensorrt (versions of its wheels by CUDA major),
+        cuda_majors (who needs which CUDA), backends (name, available, reasons) and warnings (one
+        line each).
     """
     found: dict[str, Any] = {
         "python": platform.python_version(),
-        "system": _or(platform.platform, sys.platform),
+        "system": attempt(platform.platform, sys.platform),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu(),
         "torch": _torch(),
-        "nvidia": _or(_nvidia, None),
+        "nvidia": attempt(ask_nvidia, None),
     }
+    found["onnxruntime"], found["tensorrt"] = onnx.survey(), onnx.tensorrt()
     found["cuda_majors"] = _cuda_majors(found)
     found["backends"] = _backends()
     return found | {"warnings": warnings(found)}
@@ -65,7 +68,7 @@ def survey() -> dict[str, Any]:
 def warnings(found: dict[str, Any]) -> list[str]:
     """Say what does not go together in a survey, one line each, with what to do about it."""
     lines = []
-    torch, nvidia, packages = found["torch"], found["nvidia"], found["packages"]
+    torch, nvidia = found["torch"], found["nvidia"]
     if torch["error"]:
         lines.append(f"torch cannot be imported ({torch['error']}): install it again")
     elif nvidia and not torch["cuda"]:
@@ -75,14 +78,10 @@ def warnings(found: dict[str, Any]) -> list[str]:
         )
     elif nvidia and not torch["devices"]:
         lines.append("an NVIDIA driver is here, but torch sees no GPU: check CUDA_VISIBLE_DEVICES")
-    if packages.get("onnxruntime") and packages.get("onnxruntime-gpu"):
-        lines.append(
-            "onnxruntime and onnxruntime-gpu overwrite each other's files: uninstall both, then "
-            "install the one you want"
-        )
+    lines += onnx.warnings(found)
     majors = found["cuda_majors"]
     driver, base = majors.get("driver"), majors.get("torch")
-    for name in ("torch", "onnxruntime-gpu", "tensorrt"):
+    for name in ("torch", "onnxruntime", "tensorrt"):
         major = majors.get(name)
         if major and driver and major > driver:
             lines.append(
@@ -108,24 +107,18 @@ def doctor(
         _print(found)
 
 
-def _or(probe: Callable[[], T], otherwise: T) -> T:
-    # Drivers and half-installed packages raise anything; a diagnosis must outlive all of it.
-    try:
-        return probe()
-    except Exception:
-        return otherwise
-
-
 def _version(package: str) -> str | None:
-    return _or(lambda: metadata.version(package), None)
+    return attempt(lambda: metadata.version(package), None)
 
 
 def _cpu() -> dict[str, Any]:
-    flags: set[str] = _or(_cpu_flags, set[str]())
+    flags: set[str] = attempt(_cpu_flags, set[str]())
     return {
-        "model": _or(_cpu_model, "unknown"),
-        "cores": _or(lambda: len(os.sched_getaffinity(0)), os.cpu_count()),
-        "memory_bytes": _or(lambda: os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None),
+        "model": attempt(_cpu_model, "unknown"),
+        "cores": attempt(lambda: len(os.sched_getaffinity(0)), os.cpu_count()),
+        "memory_bytes": attempt(
+            lambda: os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+        ),
         "features": [name for name in CPU_FEATURES if name in flags],
         "bf16": bool(BF16_FEATURES & flags),
     }
@@ -158,8 +151,8 @@ def _torch() -> dict[str, Any]:
     return {
         "build": f"ROCm {hip}" if hip else f"CUDA {cuda}" if cuda else "CPU",
         "cuda": cuda,
-        "devices": _or(_torch_devices, list[str]()),
-        "threads": _or(torch.get_num_threads, None),
+        "devices": attempt(_torch_devices, list[str]()),
+        "threads": attempt(torch.get_num_threads, None),
         "error": None,
     }
 
@@ -177,25 +170,6 @@ def _torch_devices() -> list[str]:
     return names
 
 
-def _nvidia() -> dict[str, Any] | None:
-    fields = "driver_version,name,memory.total,compute_cap"
-    rows = _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader").splitlines()
-    cells = [[cell.strip() for cell in row.split(",")] for row in rows]
-    gpus = [
-        {"name": name, "memory": memory, "compute_capability": capability}
-        for _, name, memory, capability in cells
-    ]
-    return {"driver": cells[0][0], "cuda": _or(_driver_cuda, None), "gpus": gpus} if gpus else None
-
-
-def _driver_cuda() -> str:
-    """Return the newest CUDA that the driver supports, such as "13.0"."""
-    version = ctypes.c_int()
-    if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
-        raise OSError("cuDriverGetVersion failed")
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"
-
-
 def _output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout
@@ -206,25 +180,10 @@ def _cuda_majors(found: dict[str, Any]) -> dict[str, int]:
     versions = {
         "driver": (found["nvidia"] or {}).get("cuda"),
         "torch": found["torch"]["cuda"],
-        "onnxruntime-gpu": _or(_onnxruntime_cuda, None),
-        # TensorRT's wheels carry the CUDA major in their name.
-        "tensorrt": next((cuda for cuda in ("12", "13", "14") if _tensorrt_for(cuda)), None),
+        "onnxruntime": found["onnxruntime"]["cuda"],
+        "tensorrt": next(iter(found["tensorrt"]), None),
     }
     return {name: int(text.split(".")[0]) for name, text in versions.items() if text}
-
-
-def _onnxruntime_cuda() -> str | None:
-    # Read, not imported: importing loads CUDA libraries, maybe the very ones that are broken.
-    spec = util.find_spec("onnxruntime")
-    if spec is None or spec.origin is None:
-        return None
-    text = (Path(spec.origin).parent / "capi" / "build_and_package_info.py").read_text()
-    match = re.search(r"^cuda_version\s*=\s*['\"]([\d.]+)", text, re.M)
-    return match[1] if match else None
-
-
-def _tensorrt_for(cuda: str) -> bool:
-    return _version(f"tensorrt-cu{cuda}") is not None
 
 
 def _backends() -> list[dict[str, Any]]:
@@ -239,9 +198,9 @@ def _backends() -> list[dict[str, Any]]:
     rows = []
     for backend in BACKENDS:
         check = partial(backend.unavailable, device, FitConfig())
-        reasons = _or(check, ["its own check failed"])
+        reasons = attempt(check, ["its own check failed"])
         row = {"name": backend.name, "device": str(device), "available": not reasons}
-        precision = _or(partial(backend.precision, device), None)  # that "auto" stands for
+        precision = attempt(partial(backend.precision, device), None)  # that "auto" stands for
         rows.append(row | {"precision": precision, "reasons": list(reasons)})
     return rows
 
@@ -281,6 +240,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     seen = ", ".join(torch["devices"]) or "no accelerator"
     build = f"{torch['build']} build, sees {seen}, {torch['threads']} threads"
     lines.append(("torch", "cannot be imported" if torch["error"] else build))
+    lines += onnx.lines(found)
     have = [f"{name} {version}" for name, version in found["packages"].items() if version]
     missing = [name for name, version in found["packages"].items() if not version]
     lines.append(("packages", ", ".join(have)))

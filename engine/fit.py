@@ -35,6 +35,7 @@ def fit(
     *,
     backend: str = "auto",
     device: str = "auto",
+    providers: Sequence[str] = (),
     truth: Tensor | None = None,
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
@@ -52,6 +53,7 @@ def fit(
         config: How; the network's outputs are set to the image's channels.
         backend: "auto", or the name of one.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
+        providers: Of ONNX Runtime, in order, for the backend "onnx": "cpu", "cuda", "tensorrt", ...
         truth: The undamaged image, [C, H, W] in [0, 1]: only to report the PSNR, never to choose an
             image.
         callback: Receives the events of `flashdip.engine.events`.
@@ -73,11 +75,18 @@ def fit(
     check(problem, truth)
     if config.runs > 1:
         once = functools.partial(
-            fit, problem, backend=backend, device=device, truth=truth, init=init, notes=notes
+            fit,
+            problem,
+            backend=backend,
+            device=device,
+            providers=providers,
+            truth=truth,
+            init=init,
+            notes=notes,
         )
         first = None if checkpoint is None else Path(checkpoint)
         return fit_runs(once, config, truth, tell, first, interrupted)
-    place = Place.choose(problem, config, backend, device, notes)
+    place = Place.choose(problem, config, backend, device, notes, providers)
     config = place.config
     start = None if init is None else warm(init, config, place.size)
     if start is not None:
@@ -134,14 +143,20 @@ class Place:
 
     @classmethod
     def choose(
-        cls, problem: Problem, config: FitConfig, backend: str, device: str, notes: Sequence[str]
+        cls,
+        problem: Problem,
+        config: FitConfig,
+        backend: str,
+        device: str,
+        notes: Sequence[str],
+        providers: Sequence[str] = (),
     ) -> "Place":
         """Choose; see `fit` for the arguments."""
         channels, height, width = problem.shape
         network = dataclasses.replace(config.network, outputs=channels)
         config = dataclasses.replace(config, network=network)
         found = resolve_device(device)
-        chosen, precision, passed_over = select(backend, found, config)
+        chosen, precision, passed_over = select(backend, found, config, providers)
         return cls(config, (height, width), chosen, found, precision, (*notes, *passed_over))
 
     def prepare(self, problem: Problem, truth: Tensor | None, start: Warm | None = None) -> Step:

@@ -49,7 +49,7 @@ def kernels(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Compile every kernel for GPUs that are not here, and model a step.
+    """Compile every kernel for GPUs that are not here; model a step.
 
     Example: flashdip kernels --arch sm_90 --size 512
     """

@@ -34,6 +34,8 @@ class FitOptions(TypedDict, total=False):
             `budget` is in seconds and adds "budget" to `stop`.
         settings: Any field of `FitConfig` by name, as text: `{"average": "none"}`.
         backend, device: Names, or "auto".
+        provider: Of ONNX Runtime, with the backend "onnx": one or more of cpu, cuda, tensorrt, ...
+            as a list or joined by commas.
         truth: The undamaged image; it is reported on and never steers the fit.
         callback: Called with each `Event`.
         init: Result of an earlier fit, or the folder it was saved in, to begin with its weights.
@@ -60,6 +62,7 @@ class FitOptions(TypedDict, total=False):
     settings: Mapping[str, str] | None
     backend: str
     device: str
+    provider: str | Sequence[str] | None
     truth: Image | None
     callback: Callable[[Event], None] | None
     init: Init | None
@@ -100,14 +103,16 @@ def config_of(task: str, options: FitOptions) -> FitConfig:
     config = replace(preset(task, options.get("preset", "default")), **given)
     config = config.override(options.get("settings") or {})
     stop = options.get("stop")
-    if stop is None:
-        rules: Sequence[str] = config.stop
-    else:
-        rules = [rule.strip() for rule in (stop.split(",") if isinstance(stop, str) else stop)]
+    rules: Sequence[str] = config.stop if stop is None else names_in(stop)
     if options.get("budget") is not None:
         rules = [*rules, "budget"]
     unique: tuple[Any, ...] = tuple(dict.fromkeys(rules))
     return replace(config, stop=unique)
+
+
+def names_in(given: str | Sequence[str]) -> list[str]:
+    """Return names that were given as a list, or joined by commas."""
+    return [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
 
 
 def sigma_of(

@@ -25,12 +25,14 @@ from flashdip.engine.fit import fit
 from flashdip.engine.images import MAX_PIXELS, Picture
 from flashdip.engine.operators import Downsample, Identity, Mask, Operator
 from flashdip.engine.planning import Plan, plan
+from flashdip.engine.presets import DEFAULT
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.task_options import (
     FitOptions,
     Image,
     config_of,
+    names_in,
     picture_of,
     sigma_of,
     truth_of,
@@ -58,6 +60,7 @@ class Statement:
     notes: tuple[str, ...]
     picture: Picture | None
     factor: int | None = 1
+    task: str | None = None
 
 
 def state(task: str, image: Image, options: FitOptions, **own: Any) -> Statement:
@@ -281,7 +284,7 @@ def _state(
         known=known if keep else None,
     )
     truth = truth_of(options, picture, shape)
-    return Statement(problem, config, truth, tuple(notes), picture, factor)
+    return Statement(problem, config, truth, tuple(notes), picture, factor, task)
 
 
 def planned(stated: Statement, options: FitOptions, *, timed: bool = False) -> Plan:
@@ -329,13 +332,22 @@ def solve(stated: Statement, options: FitOptions, found: Plan | None = None) -> 
         "interrupted": options.get("interrupted", lambda: False),
         "notes": [*stated.notes, found.needs()],
     }
+    providers = names_in(options.get("provider") or ())
     if found.tiling is None:
         file = None if checkpoint is None else Path(checkpoint)
-        result = fit(stated.problem, stated.config, checkpoint=file, **how)
+        result = fit(stated.problem, stated.config, checkpoint=file, providers=providers, **how)
+    elif providers:
+        raise ConfigError(
+            "provider: expected a picture that is fitted whole, got tiles: leave it out"
+        )
     else:
         folder = options.get("tiles") if checkpoint is None else checkpoint
         folder = None if folder is None else Path(folder)
         result = fit_tiled(stated.problem, stated.config, found.tiling, folder=folder, **how)
+    if stated.task is not None:
+        name = options.get("preset", "default")
+        preset = DEFAULT if name == "default" else name
+        result.record.update(task=stated.task, preset=preset)
     return result if stated.picture is None else result.dressed(stated.picture)
 
 

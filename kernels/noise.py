@@ -18,7 +18,8 @@ from torch import Tensor
 
 TABLE_SIZE = 1 << 22
 ALIGNMENT = 8  # offsets are multiples of it, so that vector loads stay aligned
-_PRIME = (1 << 31) - 1
+PRIME = (1 << 31) - 1
+ADDEND = 0x2545F491
 
 
 @functools.cache
@@ -30,9 +31,9 @@ def table() -> Tensor:
 
 def _mix(state: int, value: int) -> int:
     """Absorb a value; x^5 permutes the integers mod 2^31 - 1 (MiMC, Albrecht et al. 2016)."""
-    x = (state + value % _PRIME + 0x2545F491) % _PRIME
-    square = x * x % _PRIME
-    return square * square % _PRIME * x % _PRIME
+    x = (state + value % PRIME + ADDEND) % PRIME
+    square = x * x % PRIME
+    return square * square % PRIME * x % PRIME
 
 
 def key(seed: int, fit: int = 0, retry: int = 0) -> int:
@@ -49,7 +50,7 @@ def key(seed: int, fit: int = 0, retry: int = 0) -> int:
 def prefix(seed: int, fit: int = 0) -> int:
     """Return the key before the number of retries is absorbed."""
     state = 0
-    for value in (seed, seed // _PRIME, fit):
+    for value in (seed, seed // PRIME, fit):
         state = _mix(state, value)
     return state
 

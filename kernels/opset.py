@@ -2,7 +2,7 @@
 
 What travels between the operations is opaque to the network: an op set may store it in any layout
 and precision, or leave a pending normalisation to the consumer. Parameters and images are plain
-tensors.
+tensors, or values of a graph where the layers only describe what is to be computed.
 
 Every tensor has a leading fit axis F: F independent fits run side by side, each with its own
 weights. Statistics are taken over (H, W) only: batch normalisation over a batch of one.
@@ -23,18 +23,22 @@ EPS = 1e-5  # added to the variance, as in torch.nn.BatchNorm2d
 SLOPE = 0.2  # of the published LeakyReLU
 
 A = TypeVar("A")
+P = TypeVar("P")
 
 
-class Layers(Protocol[A]):
-    """The operations that a network consists of; `A` is what an op set passes between them."""
+class Layers(Protocol[A, P]):
+    """The operations that a network consists of.
+
+    `A` is what an op set passes between them, `P` what parameters and images are.
+    """
 
     def conv_norm_act(
         self,
         x: A,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor,
-        beta: Tensor,
+        weight: P,
+        bias: P | None,
+        gamma: P,
+        beta: P,
         *,
         stride: int = 1,
         down: Down = "stride",
@@ -57,12 +61,12 @@ class Layers(Protocol[A]):
         self,
         skip: A | None,
         deep: A,
-        join_gamma: Tensor,
-        join_beta: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor,
-        beta: Tensor,
+        join_gamma: P,
+        join_beta: P,
+        weight: P,
+        bias: P | None,
+        gamma: P,
+        beta: P,
         *,
         up: Up = "bilinear",
         pad: Pad = "reflection",
@@ -79,17 +83,17 @@ class Layers(Protocol[A]):
     def head(
         self,
         x: A,
-        weight: Tensor,
-        bias: Tensor | None,
+        weight: P,
+        bias: P | None,
         *,
         pad: Pad = "reflection",
         sigmoid: bool = True,
-    ) -> Tensor:
+    ) -> P:
         """Draw the image, [F, C, H, W], in float32 at least, in [0, 1] if `sigmoid`."""
         ...
 
 
-class OpSet(Layers[A], Protocol[A]):
+class OpSet(Layers[A, Tensor], Protocol[A]):
     """All operations of a fitting step: around the layers, its input and its update."""
 
     def perturb(

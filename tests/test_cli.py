@@ -267,6 +267,8 @@ BAD = {
         "reference",
         "bf16",
     ),
+    "provider elsewhere": ("denoise noisy.png --provider cpu", "provider", "--backend onnx"),
+    "unknown provider": ("denoise noisy.png --backend onnx --provider npu", "provider", "'npu'"),
     "factor 1": ("superres noisy.png --factor 1", "factor", "at least 2"),
     "factor too large": ("superres noisy.png --factor 1000", "--max-pixels", "768000000"),
     "unknown kernel": ("superres noisy.png --factor 2 --kernel cubic", "lanczos2", "'cubic'"),

@@ -1,10 +1,14 @@
 """The backends, and how one is chosen."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from flashdip.engine.backends.base import Backend
 from flashdip.engine.backends.eager import EagerBackend
 from flashdip.engine.backends.graphed import GraphedBackend
+from flashdip.engine.backends.onnx import OnnxBackend
 from flashdip.engine.backends.triton import TritonBackend
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, UnavailableError
@@ -12,8 +16,9 @@ from flashdip.engine.errors import ConfigError, UnavailableError
 REFERENCE = EagerBackend("reference", ("fp32", "fp64"))
 NATIVE = GraphedBackend("native", ("bf16", "fp32"))
 TRITON = TritonBackend()
+ONNX = OnnxBackend()
 
-BACKENDS: tuple[Backend, ...] = (TRITON, NATIVE, REFERENCE)  # in order of preference
+BACKENDS: tuple[Backend, ...] = (TRITON, NATIVE, REFERENCE, ONNX)  # in order of preference
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,23 +47,32 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def select(name: str, device: torch.device, config: FitConfig) -> tuple[Backend, str, list[str]]:
+def select(
+    name: str, device: torch.device, config: FitConfig, providers: Sequence[str] = ()
+) -> tuple[Backend, str, list[str]]:
     """Return a backend, its precision, and why better ones were passed over.
 
     Args:
         name: Of a backend; "auto" takes the first that can run.
         device: Where to run.
         config: What is to be fitted, and in which precision.
+        providers: Of ONNX Runtime, in order; only for the backend `onnx`.
 
     Raises:
-        ConfigError: No backend has this name.
+        ConfigError: No backend has this name, or it has no providers.
         UnavailableError: The backend asked for by name cannot run; the message holds its reasons.
     """
     names = [backend.name for backend in BACKENDS]
     if name not in ("auto", *names):
         raise ConfigError(f"backend: expected one of auto, {', '.join(names)}, got {name!r}")
+    if providers and name != ONNX.name:
+        raise ConfigError(
+            f"provider: expected with the backend {ONNX.name} alone, got backend {name}: give "
+            f"--backend {ONNX.name} too"
+        )
     notes: list[str] = []
-    for backend in BACKENDS:
+    asked = replace(ONNX, providers=tuple(providers))
+    for backend in (asked if backend is ONNX else backend for backend in BACKENDS):
         if name == "auto" and device.type not in backend.devices:
             continue
         if name not in ("auto", backend.name):

@@ -2,16 +2,15 @@
 
 import functools
 import importlib
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flashdip.engine.backends.base import DTYPES, Statistics
+from flashdip.engine.backends.base import DTYPES
+from flashdip.engine.backends.hosted import HostedSlot, HostedStep
 from flashdip.engine.backends.observe import Observer
 from flashdip.engine.backends.probe import Kept, kept, state
-from flashdip.engine.backends.slots import TensorSlot
 from flashdip.engine.backends.slots import kept as kept_states
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip, SkipConfig
@@ -92,11 +91,8 @@ class EagerBackend:
         return ops
 
 
-class EagerStep:
+class EagerStep(HostedStep):
     """One iteration: perturb, draw, compare, differentiate, update, average. See `Step`."""
-
-    stride = 1
-    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -135,11 +131,6 @@ class EagerStep:
         self.slots = [EagerSlot(self, fit) for fit in range(problem.fits)]
         for slot in self.slots:
             slot.start(config.seed + slot.index)
-
-    def advance(self, count: int) -> None:
-        """Advance every fit by so many iterations."""
-        for _ in range(count):
-            self()
 
     def __call__(self) -> None:
         """Advance every fit by one iteration."""
@@ -182,38 +173,11 @@ class EagerStep:
                     target.copy_(gradient)
         return output.detach(), loss.detach()
 
-    def read(self) -> list[Statistics]:
-        """Wait for the device; return the last statistics of each fit."""
-        return self.watch.read([slot.iteration for slot in self.slots], self.trained["parameters"])
 
-    def measure(self, due: Sequence[int]) -> list[tuple[int, Statistics]]:
-        """Wait for the device; return the statistics of the slots that are due."""
-        statistics = self.read()
-        return [(index, statistics[index]) for index in due]
-
-    def drain(self) -> list[tuple[int, Statistics]]:
-        """Return nothing: what was asked for has been returned."""
-        return []
-
-
-class EagerSlot(TensorSlot):
+class EagerSlot(HostedSlot):
     """One fit of an `EagerStep`."""
 
     step: EagerStep
-
-    def _place(self, parameters: Tensor, z: Tensor) -> None:
-        self.step.parameters[self.index].copy_(parameters)
-        self.step.z[self.index].copy_(z)
-
-    def _network(self, parameters: Tensor) -> dict[str, Tensor]:
-        network, z = self.step.network, self.step.z[self.index]
-        names = [parameter.name for parameter in network.parameters]
-        views = (view[0] for view in network.views(parameters))
-        tensors = dict(zip(names, views, strict=True)) | {"z": z}
-        return {
-            name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-            for name, tensor in tensors.items()
-        }
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -82,6 +82,11 @@ class Observer:
         self.output, self.loss = output, loss
         if self.config.average is not None:
             self.average.lerp_(output, 1 - self.config.average)
+        self.vary(iterations)
+
+    def vary(self, iterations: Sequence[int]) -> None:
+        """Take the last outputs, of these iterations, into the variances that rules ask for."""
+        output = self.output
         if len(self.window):
             sampled = output.flatten(1)[:, self.sample]
             for fit, iteration in enumerate(iterations):

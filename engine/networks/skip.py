@@ -22,6 +22,7 @@ from flashdip.engine.errors import ConfigError
 from flashdip.kernels.opset import Activation, Down, Layers, Pad, Up
 
 A = TypeVar("A")
+P = TypeVar("P")
 Scale = Literal["one", "uniform"]
 
 
@@ -221,21 +222,21 @@ class Skip:
             start += count
         return views
 
-    def forward(self, ops: Layers[A], parameters: Sequence[Tensor], x: A) -> Tensor:
+    def forward(self, ops: Layers[A, P], parameters: Sequence[P], x: A) -> P:
         """Draw the image, [F, C, H, W] in [0, 1] if the config has a sigmoid.
 
         Args:
             ops: The op set that computes, or records.
-            parameters: Tensors [F, ...published shape], in order.
+            parameters: Tensors [F, ...published shape], in order; or what `ops` takes for them.
             x: The network's input, as `ops.perturb` returns it. Without skips both its sides must
                 be multiples of 2^levels for the image to have its size.
         """
         config, take = self.config, iter(parameters)
 
-        def conv() -> tuple[Tensor, Tensor | None]:
+        def conv() -> tuple[P, P | None]:
             return next(take), next(take) if config.bias else None
 
-        def norm() -> tuple[Tensor, Tensor]:
+        def norm() -> tuple[P, P]:
             return next(take), next(take)
 
         def visit(index: int, x: A) -> A:

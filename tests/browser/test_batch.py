@@ -57,7 +57,7 @@ def press(window: Browser, heading: str) -> list[str]:
 
 def test_it_opens_without_errors_and_asks_for_nothing(window: Browser, summary: Path) -> None:
     assert window.log("browser") == []
-    asked = window.requests(summary)
+    asked = window.requests(summary.as_uri())
     assert [address for address in asked if not address.startswith("data:")] == [summary.as_uri()]
     script = "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])"
     assert window.run(script) == [[True, 60, 40]] * 6

@@ -41,7 +41,7 @@ def shares(window: Browser) -> tuple[float, float, float]:
 
 def test_it_opens_without_errors_and_asks_for_nothing(window: Browser, report: Path) -> None:
     assert window.log("browser") == []
-    asked = window.requests(report)
+    asked = window.requests(report.as_uri())
     assert [address for address in asked if not address.startswith("data:")] == [report.as_uri()]
     assert window.run("return document.title").startswith("<img src=http")
     script = "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])"

@@ -44,10 +44,14 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Load a page from the disk."""
-        self._post("url", {"url": path.as_uri()})
+        self.visit(path.as_uri())
+
+    def visit(self, address: str) -> None:
+        """Load the page at an address."""
+        self._post("url", {"url": address})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Return what a script's body returns."""
+        """Return what a script's body returns; what it promises is waited for."""
         return self._post("execute/sync", {"script": script, "args": list(arguments)})
 
     def box(self, identity: str) -> dict[str, float]:
@@ -77,12 +81,12 @@ class Browser:
         entries: list[dict[str, Any]] = self._post("se/log", {"type": kind})
         return entries
 
-    def requests(self, path: Path) -> list[str]:
-        """Return the addresses that a page asked for since the last call, its own included."""
+    def requests(self, page: str) -> list[str]:
+        """Return what the page at an address asked for since the last call, itself included."""
         messages = (json.loads(entry["message"])["message"] for entry in self.log("performance"))
         sent = (m["params"] for m in messages if m["method"] == "Network.requestWillBeSent")
         # The browser's own pages ask for things too.
-        return [str(s["request"]["url"]) for s in sent if s["documentURL"] == path.as_uri()]
+        return [str(s["request"]["url"]) for s in sent if s["documentURL"] == page]
 
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as PNG."""

@@ -16,8 +16,9 @@ from flashdip.engine.backends import BACKENDS
 FITTING: dict[str, Any] = {
     "torch": {"build": "CUDA 13.0", "cuda": "13.0", "devices": ["cuda:0 GPU"], "error": None},
     "nvidia": {"driver": "580.1", "cuda": "13.0", "gpus": []},
-    "packages": {"onnxruntime-gpu": "1.30"},
-    "cuda_majors": {"driver": 13, "torch": 13, "onnxruntime-gpu": 13, "tensorrt": 13},
+    "onnxruntime": {"packages": {"onnxruntime-gpu": "1.31.1"}, "tensorrt": "10"},
+    "tensorrt": {"13": "10.13.3"},
+    "cuda_majors": {"driver": 13, "torch": 13, "onnxruntime": 13, "tensorrt": 13},
 }
 
 
@@ -41,8 +42,12 @@ def test_parts_that_fit_raise_no_warning() -> None:
     [
         ({"cuda_majors": {"driver": 12}}, ["torch is built for CUDA 13", "supports CUDA 12"]),
         ({"cuda_majors": {"tensorrt": 12}}, ["tensorrt", "CUDA 12", "torch for CUDA 13"]),
-        ({"cuda_majors": {"onnxruntime-gpu": 12}}, ["onnxruntime-gpu", "CUDA 12", "torch"]),
-        ({"packages": {"onnxruntime": "1.30"}}, ["onnxruntime and onnxruntime-gpu"]),
+        ({"cuda_majors": {"onnxruntime": 12}}, ["onnxruntime", "CUDA 12", "torch"]),
+        (
+            {"onnxruntime": {"packages": {"onnxruntime": "1", "onnxruntime-gpu": "1"}}},
+            ["onnxruntime and onnxruntime-gpu", "uninstall all of them"],
+        ),
+        ({"tensorrt": {"13": "11.4.0"}}, ["TensorRT 10", "11.4.0", "'tensorrt-cu13<11'"]),
         ({"torch": {"build": "CPU", "cuda": None}}, ["torch is a CPU build", "CUDA build"]),
         ({"torch": {"devices": []}}, ["sees no GPU"]),
         ({"torch": {"error": "OSError: libcudart"}}, ["cannot be imported", "libcudart"]),
@@ -71,7 +76,7 @@ def test_an_nvidia_driver_is_read_from_its_tool(
     tool.write_text("#!/bin/sh\necho '580.95, NVIDIA H200, 143771 MiB, 9.0'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(doctor, "_driver_cuda", lambda: "13.1")
+    monkeypatch.setattr("flashdip.engine.nvidia.cuda", lambda: "13.1")
     found = doctor.survey()
     assert found["nvidia"] == {
         "driver": "580.95",
@@ -91,7 +96,12 @@ def test_onnxruntime_is_read_without_importing_it(
     (package / "capi" / "build_and_package_info.py").write_text(information)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    assert doctor.survey()["cuda_majors"]["onnxruntime-gpu"] == 12
+    library = package / "capi" / "libonnxruntime_providers_tensorrt.so"
+    library.write_bytes(b"\x7fELF\0libnvinfer.so.10\0libcudart.so.12\0")
+    found = doctor.survey()
+    assert found["cuda_majors"]["onnxruntime"] == 12
+    assert found["onnxruntime"]["tensorrt"] == "10"
+    assert "libcublasLt.so.12 is missing" in found["onnxruntime"]["error"]
 
 
 def test_nothing_at_all_is_survived(
@@ -100,7 +110,7 @@ def test_nothing_at_all_is_survived(
     def broken(*arguments: object, **named: object) -> Any:
         raise RuntimeError("[/broken] two\nlines")
 
-    for name in ("_cpu_flags", "_cpu_model", "_nvidia"):
+    for name in ("_cpu_flags", "_cpu_model", "ask_nvidia"):
         monkeypatch.setattr(doctor, name, broken)
     for name in ("importlib.metadata.version", "os.sysconf", "platform.platform"):
         monkeypatch.setattr(name, broken)
