@@ -31,8 +31,11 @@ TOPOLOGIES = {name: config for config, name in PUBLISHED.items()} | OTHERS
 
 
 def shrunk(config: SkipConfig, levels: int = 2) -> SkipConfig:
-    """The outermost levels, with an eighth of the channels or so."""
-    fields: dict[str, Any] = {"inputs": min(3, config.inputs)}
+    """The outermost levels, with an eighth of the channels or so.
+
+    Scales start at one: a channel whose scale is near 0 by chance has a gradient of rounding noise.
+    """
+    fields: dict[str, Any] = {"inputs": min(3, config.inputs), "scale": "one"}
     fields["down"] = tuple(max(4, channels // 8) + 1 for channels in config.down[:levels])
     names = ("up", "skip", "kernel_down", "kernel_up", "kernel_skip", "upsample", "downsample")
     for name in names:
