@@ -87,7 +87,7 @@ def after_a_step(step: HostedStep, seed: int) -> HostedStep:
 def test_all_of_the_state_agrees_after_twenty_steps() -> None:
     """With float64: image, average and the moments of Adam, whose betas are short and long."""
     config = replace(
-        TINY, betas=(0.0, 0.999), schedule="cosine", stop=("es-wmv", "es-emv"), window=4
+        TINY, betas=(0.0, 0.999), schedule="cosine", warmup=3, stop=("es-wmv", "es-emv"), window=4
     )
     exact = EagerStep(reference, noisy(), config, CPU, torch.float64, truth())
     found = OnnxStep(noisy(), config, CPU, truth(), ("cpu",))
