@@ -29,7 +29,7 @@ def export(
     ] = 200,
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Another size of picture; for input=meshgrid only."),
+        typer.Option(metavar="WxH", help="Another size of picture; for input=meshgrid only."),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where to distil: cpu, cuda, cuda:1, mps, ... or auto.")
@@ -141,9 +141,9 @@ def _size(text: str) -> tuple[int, int]:
     """Return height and width of what was given to --size.
 
     Raises:
-        ConfigError: It is not HxW.
+        ConfigError: It is not WxH.
     """
-    height, cross, width = text.lower().partition("x")
+    width, cross, height = text.lower().partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):
-        raise ConfigError(f"size: expected HEIGHTxWIDTH such as 480x640, got {text!r}")
+        raise ConfigError(f"size: expected WIDTHxHEIGHT such as 640x480, got {text!r}")
     return int(height), int(width)

@@ -65,8 +65,8 @@ class Generator:
         if self.config.input != "meshgrid":
             height, width = self.size
             raise ConfigError(
-                f"size: expected {height}x{width}, the fit's own, since its input is noise, got "
-                f"{size[0]}x{size[1]}: only fits with input=meshgrid have other sizes"
+                f"size: expected {width}x{height}, the fit's own, since its input is noise, got "
+                f"{size[1]}x{size[0]}: only fits with input=meshgrid have other sizes"
             )
         z = initial_input(self.config, size, self.config.seed)
         return dataclasses.replace(self, weights=self.weights | {"z": z}, size=size)
@@ -164,7 +164,7 @@ def export(
         "distilled": "no" if distilled is None else f"{distilled.steps} steps",
         "psnr_to_result": f"{quality:.2f}",
         "precision": "fp16" if fp16 else "fp32",
-        "size": "x".join(map(str, size)),
+        "size": "x".join(map(str, reversed(size))),
     }
     onnx.helper.set_model_props(model, notes)
     stopped = distilled is not None and distilled.interrupted

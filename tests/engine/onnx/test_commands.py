@@ -60,7 +60,7 @@ def test_the_network_as_it_is(folder: Path) -> None:
 
 
 def test_too_few_steps_are_said(folder: Path) -> None:
-    printed = run("export", "fit", "-o", "m.onnx", "--steps", "1", "--size", "24x31")
+    printed = run("export", "fit", "-o", "m.onnx", "--steps", "1", "--size", "31x24")
     assert "picture at the fit's size (" in printed
     assert "steps, short of 45 dB: more --steps may bring it nearer)" in printed
 
@@ -70,8 +70,8 @@ def test_too_few_steps_are_said(folder: Path) -> None:
     [
         ("export none -o m.onnx", "none: expected result.json"),
         ("export fit -o none/m.onnx", "expected an existing folder"),
-        ("export fit -o m.onnx --size 40x40", "fit: size: expected 24x31"),
-        ("export fit -o m.onnx --size 40", "size: expected HEIGHTxWIDTH such as 480x640"),
+        ("export fit -o m.onnx --size 40x40", "fit: size: expected 31x24"),
+        ("export fit -o m.onnx --size 40", "size: expected WIDTHxHEIGHT such as 640x480"),
         ("export fit -o m.onnx --device nothing", "device"),
         ("render none.onnx -o p.png", "none.onnx: there is no such file"),
         ("render fit/restored.tif -o p.png", "expected an ONNX model"),

@@ -122,7 +122,7 @@ def test_the_notes_tell_where_it_comes_from() -> None:
     assert (notes["preset"], notes["seed"], notes["precision"]) == ("quick", "5", "fp16")
     assert notes["distilled"].endswith(" steps")
     assert notes["psnr_to_result"] == f"{made.quality:.2f}"
-    assert notes["size"] == "24x31"
+    assert notes["size"] == "31x24"
     assert FitConfig.from_record(json.loads(notes["config"])).seed == 5
     assert export(result, steps=None).notes["distilled"] == "no"
     assert len(made.model) < 0.7 * len(export(result, steps=None).model)
@@ -134,14 +134,14 @@ def test_a_meshgrid_draws_other_sizes() -> None:
     own = export(result, steps=None)
     made = export(result, steps=None, size=(40, 18))
     assert drawn(made.model).shape == (3, 40, 18)
-    assert made.notes["size"] == "40x18"
+    assert made.notes["size"] == "18x40"
     assert made.quality == pytest.approx(own.quality, abs=1e-3)
 
 
 def test_noise_has_one_size() -> None:
-    with pytest.raises(ConfigError, match=r"size: expected 24x31.*noise, got 40x18.*meshgrid"):
+    with pytest.raises(ConfigError, match=r"size: expected 31x24.*noise, got 18x40.*meshgrid"):
         export(fitted(), size=(40, 18))
-    assert export(fitted(), steps=None, size=SIZE).notes["size"] == "24x31"
+    assert export(fitted(), steps=None, size=SIZE).notes["size"] == "31x24"
 
 
 @pytest.mark.parametrize(("fp16", "word"), [(False, "a difference of"), (True, "needed 40 dB")])

@@ -77,3 +77,17 @@ def test_the_model_is_checked() -> None:
     model = graph.model()
     assert [opset.version for opset in model.opset_import] == [OPSET]
     assert [value.name for value in model.graph.output] == ["y"]
+
+
+def test_what_is_kept_at_once_follows_the_order_of_the_nodes() -> None:
+    """Of two chains of four maps each two are there at a time, and what is handed out stays."""
+    graph = Graph("chains")
+    x = graph.input("x", (1, 100))
+    first = x + 1
+    last = first * 2  # first is not needed after it
+    for _ in range(2):
+        last = last + 1
+    assert graph.kept_bytes() == 2 * 400
+    graph.output(first, "first")
+    graph.output(last, "last")
+    assert graph.kept_bytes() == 3 * 400
