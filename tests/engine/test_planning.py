@@ -1,8 +1,6 @@
 """What a fit is said to need, against what it takes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.planning import plan
 from flashdip.engine.presets import PRESETS
 from flashdip.engine.problems import Problem
-from flashdip.kernels import noise
 
 CPU = torch.device("cpu")
 NARROW = FitConfig(
@@ -29,43 +26,6 @@ NARROW = FitConfig(
     window=2,
     stop=("es-wmv",),
 )
-# The growth of a fresh process by a fit, after a small one has brought all that is taken once.
-MEASURE = """
-import json, sys
-from dataclasses import replace
-import torch
-from flashdip.engine.config import FitConfig
-from flashdip.engine.fit import fit
-from flashdip.engine.memory import resident
-from flashdip.engine.problems import Problem
-
-backend, side, record = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-config = FitConfig.from_record(record)
-def problem(side):
-    return Problem(torch.rand(1, 3, side, side), (3, side, side))
-fit(problem(32), replace(config, iterations=2), backend=backend, device="cpu")
-large = problem(side)
-before = resident()
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-fit(large, config, backend=backend, device="cpu")
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) * 1024 - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(
-    ("backend", "precision"), [("native", "fp32"), ("native", "bf16"), ("reference", "fp32")]
-)
-def test_memory_is_within_15_percent_of_what_a_fit_takes(backend: str, precision: str) -> None:
-    config = replace(NARROW, precision=precision)  # type: ignore[arg-type]
-    side = 448
-    command = [sys.executable, "-c", MEASURE, backend, str(side), json.dumps(config.record())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    planned = plan(config, (3, side, side), backend=backend, device="cpu", timed=False)
-    table = 4 * noise.TABLE_SIZE  # the small fit has brought it
-    assert planned.memory_bytes - table == pytest.approx(int(done.stdout), rel=0.15)
-
 
 CORNERS = [PRESETS[key].config.network for key in PRESETS if key[1] == "published-restore2"] + [
     SkipConfig(inputs=4, down=(8, 8), up=(4, 6), upsample="bilinear", kernel_down=5),
