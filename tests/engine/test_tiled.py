@@ -27,6 +27,7 @@ from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.operators import Downsample, Linear, Mask
 from flashdip.engine.picture import Picture
 from flashdip.engine.planning import bytes_of, plan
+from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result
 from flashdip.engine.tiled import fit_tiled
@@ -237,6 +238,26 @@ def test_every_task_is_tiled(task: str, own: dict[str, object]) -> None:
         known = np.indices((40, 52)).sum(0) % 3 > 0
         np.testing.assert_array_equal(np.rint(result.picture.pixels * 255)[known], pixels[known])
     assert "tiles" not in getattr(tasks, task)(pixels, tile=500, **own, **OPTIONS).record
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_24_megapixels_are_planned_within_6_gb(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the default sizes of a small machine; the tiles cover the picture and each fits."""
+    monkeypatch.setattr(memory, "available", lambda device: 8 * 10**9)
+    monkeypatch.setattr(memory, "resident", lambda: 3 * 10**8)
+    config = preset("denoise", "quick").override({"precision": precision})
+    found = plan(config, (3, 4000, 6000), device="cpu", timed=False, limit="6GB")
+    assert found.tiling is not None
+    assert found.fits
+    assert found.available_bytes == 57 * 10**8
+    assert found.memory_bytes <= found.available_bytes
+    covered = np.zeros((4000, 6000), bool)
+    height, width = found.tiling.side
+    for tile in found.tiling.tiles:
+        covered[tile.top : tile.top + height, tile.left : tile.left + width] = True
+    assert covered.all()
 
 
 def test_what_does_not_fit_is_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
