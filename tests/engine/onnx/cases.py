@@ -11,7 +11,7 @@ from torch import Tensor
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.engine.onnx.graph import Graph
 from flashdip.engine.presets import PRESETS
-from tests.kernels.fused.judge import judge
+from tests.kernels.fused.judge import excess
 
 # Of presets with one network the last stands for all.
 PUBLISHED = {
@@ -64,10 +64,13 @@ def run(graph: Graph, feeds: dict[str, Tensor]) -> list[Tensor]:
     return [torch.from_numpy(array) for array in found]
 
 
-def judge_gradients(
+def excess_of_gradients(
     network: Skip, found: Sequence[Tensor], exact: Sequence[Tensor], single: Sequence[Tensor]
-) -> None:
-    """Judge the gradients of all parameters together; and each layer, that none is wrong.
+) -> float:
+    """Return their error as a multiple of the allowed one; a layer's alone may be 10 times torch's.
+
+    In single steps an activation on the edge of its sign may turn it, there or in torch, by the
+    processor: what must be at most 1 is the median over seeds.
 
     A layer is a convolution, or a norm: its scale may have next to no effect beside its shift, and
     then that gradient by itself is rounding noise. Biases before a norm have none at all.
@@ -86,7 +89,6 @@ def judge_gradients(
             layers.setdefault(name, []).append(tuple(each.flatten() for each in three))
     joined = [[torch.cat(part) for part in zip(*of, strict=True)] for of in layers.values()]
     own, true, plain = (torch.cat(part) for part in zip(*joined, strict=True))
-    judge(own, true, plain, torch.float32)
     errors = [[(each.double() - t).norm() / t.norm() for each in (o, p)] for o, t, p in joined]
     worst, allowed = (float(max(of)) for of in zip(*errors, strict=True))
-    assert worst <= 10 * allowed, f"a layer's relative error is {worst:.2g}, torch's {allowed:.2g}"
+    return max(excess(own, true, plain, torch.float32), worst / (10 * allowed))
