@@ -2,24 +2,28 @@
 
 All fit one network to the same picture: the published loop itself, with and without its host work;
 what anyone can have from PyTorch with little effort, bfloat16 under autocast in channels-last
-memory with the fused Adam, run eagerly, captured in a CUDA graph, or compiled; and our backends.
+memory with the fused Adam, run eagerly, captured in a CUDA graph, or compiled; and our backends. On
+a CPU the first two are also run with an allocator that keeps its pages, as our backends' does.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashdip.bench.cases import PUBLISHED, configuration, picture
+from flashdip.bench.cases import PUBLISHED, Settings, configuration, picture
 from flashdip.bench.measure import Variant
 from flashdip.bench.published import AVERAGE_DECAY, DENOISE, PublishedLoop, network_input, skip
 from flashdip.engine.backends import resolve_device, select
+from flashdip.engine.backends.base import DTYPES
+from flashdip.engine.errors import UnavailableError
 from flashdip.engine.fit import fit
 from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
-from flashdip.kernels.memory import kept_pages
+from flashdip.kernels.memory import kept_pages, on_glibc
 
 INPUTS = 32  # channels of the published input
 
@@ -29,15 +33,24 @@ class PlainLoop:
 
     Args:
         target: The observation, [1, C, H, W] float32.
-        compiled: Whether network and loss are compiled, with all kernels tried out.
+        compiled: Whether network and loss are compiled; on a GPU with all kernels tried out.
+        upsample: How the network enlarges: "bilinear", as published, or "nearest".
+        precision: "bf16", or "fp32" to see whether what is computed is right.
     """
 
-    def __init__(self, target: Tensor, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        target: Tensor,
+        *,
+        compiled: bool = False,
+        upsample: str = "bilinear",
+        precision: str = "bf16",
+    ) -> None:
         device, size = target.device, (target.shape[2], target.shape[3])
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network, z = (
-                skip(INPUTS, target.shape[1], **DENOISE),
+                skip(INPUTS, target.shape[1], **_options(upsample)),
                 network_input("noise", INPUTS, size),
             )
         torch.backends.cudnn.benchmark = device.type == "cuda"
@@ -45,18 +58,18 @@ class PlainLoop:
         self.z = z.to(device).contiguous(memory_format=torch.channels_last)
         self.noise, self.target = torch.zeros_like(self.z), target
         self.average = torch.zeros_like(target)
-        on_gpu = device.type == "cuda"
+        self.dtype, on_gpu = DTYPES[precision], device.type == "cuda"
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=0.01, fused=True, capturable=on_gpu
         )
         self.compiled = compiled
         self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] = self._draw
         if compiled:
-            self.draw = torch.compile(self._draw, mode="max-autotune")
+            self.draw = torch.compile(self._draw, mode="max-autotune" if on_gpu else "default")
 
     def _draw(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and output."""
-        with torch.autocast(z.device.type, torch.bfloat16):
+        with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.network(z)
         output = output.float()
         return (output - self.target).square().mean(), output
@@ -73,16 +86,40 @@ class PlainLoop:
         self.optimizer.zero_grad()
 
 
-def published(size: int, host_work: bool, device: str) -> Variant:
-    """Set the published loop up."""
+def published(
+    size: int, host_work: bool, device: str, upsample: str = "bilinear", kept: bool = False
+) -> Variant:
+    """Set the published loop up.
+
+    Args:
+        size: Side of the picture, in pixels.
+        host_work: Whether it does the notebook's work on the host.
+        device: Where it runs.
+        upsample: How its network enlarges: "bilinear", as published, or "nearest".
+        kept: Whether the process keeps freed memory; else PyTorch's allocator is as it comes.
+
+    Raises:
+        UnavailableError: Memory cannot be kept here.
+    """
     place = resolve_device(device)
-    return variant(PublishedLoop(picture(size).to(place), host_work=host_work).step, place)
+    _keep_if(kept, place)
+    target = picture(size).to(place)
+    loop = PublishedLoop(target, host_work=host_work, options=_options(upsample))
+    return variant(loop.step, place)
 
 
-def plain(size: int, compiled: bool = False) -> Variant:
-    """Set `PlainLoop` up; compilation is left to its first step."""
-    place = torch.device("cuda")
-    return variant(PlainLoop(picture(size).to(place), compiled=compiled).step, place)
+def plain(
+    size: int,
+    compiled: bool = False,
+    device: str = "cuda",
+    upsample: str = "bilinear",
+    kept: bool = False,
+) -> Variant:
+    """Set `PlainLoop` up; compilation is left to its first step. See `published`."""
+    place = torch.device(device)
+    _keep_if(kept, place)
+    loop = PlainLoop(picture(size).to(place), compiled=compiled, upsample=upsample)
+    return variant(loop.step, place)
 
 
 def captured(size: int) -> Variant:
@@ -109,6 +146,7 @@ def engine(
     fits: int = 1,
     name: str = PUBLISHED,
     reading: bool = False,
+    settings: Settings = (),
 ) -> Variant:
     """Set a backend up as `flashdip.fit` does: a step advances all fits.
 
@@ -121,9 +159,10 @@ def engine(
         name: Of the preset for denoising.
         reading: Keep and read the statistics of the preset's own stopping rules as often as a fit
             does; else there are none.
+        settings: Fields of the preset that are other.
     """
     place = resolve_device(device)
-    config = configuration(precision, name)
+    config = configuration(precision, name, settings)
     if reading:
         config = replace(config, stop=preset("denoise", name).stop)
     chosen, exact, _ = select(backend, place, config)
@@ -160,6 +199,18 @@ def variant(step: Callable[[], None], place: torch.device) -> Variant:
             lambda: torch.cuda.max_memory_allocated(place),
         )
     return Variant(step, None if place.type == "cpu" else torch.accelerator.synchronize)
+
+
+def _options(upsample: str) -> Mapping[str, Any]:
+    """Return the options of `published.skip` for the default network that enlarges so."""
+    return {**DENOISE, "upsample_mode": upsample}
+
+
+def _keep_if(kept: bool, place: torch.device) -> None:
+    if kept:
+        if place.type != "cpu" or not on_glibc():
+            raise UnavailableError("pages are kept on a CPU, in glibc's heap, and not here")
+        keep_pages(place)
 
 
 def keep_pages(place: torch.device) -> None:

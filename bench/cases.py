@@ -17,6 +17,8 @@ SIGMA = 25 / 255
 PUBLISHED = "published-denoise"  # the preset that the published loop's network belongs to
 ENOUGH = 200_000  # iterations: more than a bench makes
 
+Settings = tuple[tuple[str, str], ...]  # fields of a preset and their other values, as text
+
 
 def picture(size: int) -> Tensor:
     """Make a smooth picture with noise of sigma 25 / 255, [1, 3, size, size] in [0, 1]."""
@@ -27,10 +29,13 @@ def picture(size: int) -> Tensor:
     return (clean + noise * SIGMA).clamp(0, 1)
 
 
-def configuration(precision: Any, name: str = PUBLISHED) -> FitConfig:
+def configuration(precision: Any, name: str = PUBLISHED, settings: Settings = ()) -> FitConfig:
     """Return a preset for denoising, without statistics that the published loop does not gather."""
     return dataclasses.replace(
-        preset("denoise", name), stop=("fixed",), iterations=ENOUGH, precision=precision
+        preset("denoise", name).override(dict(settings)),
+        stop=("fixed",),
+        iterations=ENOUGH,
+        precision=precision,
     )
 
 

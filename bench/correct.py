@@ -1,12 +1,15 @@
 """Whether a backend computes what the published network computes, before any figure is shown."""
 
+import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashdip.bench.cases import PUBLISHED, configuration, picture
+from flashdip.bench.baselines import PlainLoop
+from flashdip.bench.cases import PUBLISHED, Settings, configuration, picture
 from flashdip.bench.published import skip
 from flashdip.engine.backends import resolve_device, select
 from flashdip.engine.backends.base import DTYPES, Step
@@ -53,7 +56,13 @@ def published_options(network: SkipConfig) -> dict[str, Any]:
 
 
 def check(
-    size: int, device: str, backend: str, precision: str, name: str = PUBLISHED, fits: int = 1
+    size: int,
+    device: str,
+    backend: str,
+    precision: str,
+    name: str = PUBLISHED,
+    fits: int = 1,
+    settings: Settings = (),
 ) -> dict[str, tuple[float, float]]:
     """Compare one iteration of a backend with the published network in float64.
 
@@ -67,6 +76,7 @@ def check(
         precision: What activations are stored in, or "auto".
         name: Of the preset for denoising.
         fits: F; the last of them is compared.
+        settings: Fields of the preset that are other.
 
     Returns:
         Relative errors in the 2-norm, each with what is allowed: of "output" and "gradient".
@@ -75,7 +85,7 @@ def check(
         WrongResultError: One of them is larger.
     """
     place = resolve_device(device)
-    config = dataclasses.replace(configuration(precision, name), perturbation=0.0)
+    config = dataclasses.replace(configuration(precision, name, settings), perturbation=0.0)
     chosen, exact, _ = select(backend, place, config)
     target = picture(size)
     observation = target.expand(fits, -1, -1, -1).contiguous()
@@ -85,17 +95,64 @@ def check(
     step()
     output = slot.image().cpu().double()
 
-    network = skip(config.network.inputs, 3, **published_options(config.network)).double()
-    z = start.pop("z").double()[None]
+    network = skip(config.network.inputs, 3, **published_options(config.network))
+    z = start.pop("z")[None]
     with torch.no_grad():
         for parameter, value in zip(network.parameters(), start.values(), strict=True):
             parameter.copy_(value)
-    truth = _draw(network, z, target.double())
     found = output, first_moments(step)[-1] / (1 - config.betas[0])
+    return _compared(backend, exact, found, network, z, target)
+
+
+def check_plain(
+    size: int, precision: str, upsample: str = "bilinear", compiled: bool = False
+) -> dict[str, tuple[float, float]]:
+    """Compare one iteration of `PlainLoop` on the CPU with the published network in float64.
+
+    Args:
+        size: Side of the picture, in pixels.
+        precision: "bf16" or "fp32".
+        upsample: See `PlainLoop`, as is `compiled`.
+
+    Returns:
+        As `check`.
+
+    Raises:
+        WrongResultError: An error is larger than what is allowed.
+    """
+    target = picture(size)
+    loop = PlainLoop(target, compiled=compiled, upsample=upsample, precision=precision)
+    network = copy.deepcopy(loop.network)
+    loss, output = loop.draw(loop.z)
+    loss.backward()
+    found = output.detach().double(), _gradients(loop.network)
+    name = "PyTorch, compiled" if compiled else "PyTorch, eager"
+    return _compared(name, precision, found, network, loop.z, target)
+
+
+def _compared(
+    name: str,
+    precision: str,
+    found: tuple[Tensor, Tensor],
+    network: torch.nn.Module,
+    z: Tensor,
+    target: Tensor,
+) -> dict[str, tuple[float, float]]:
+    """Compare output and gradient with those of the published network; see `check`.
+
+    Args:
+        name: Of what computed them.
+        precision: What activations were stored in.
+        found: Output, [1, C, H, W], and gradient, [P], in float64.
+        network: With the same weights, in float32; it is changed.
+        z: Its input.
+        target: The observation.
+    """
+    truth = _draw(network.double(), z.double(), target.double())
     errors = [_distance(*pair) for pair in zip(found, truth, strict=True)]
-    allowed = list(TOLERANCES[exact])
+    allowed = list(TOLERANCES[precision])
     if any(error > limit for error, limit in zip(errors, allowed, strict=True)):
-        with torch.autocast("cpu", DTYPES[exact], enabled=exact in ("bf16", "fp16")):
+        with torch.autocast("cpu", DTYPES[precision], enabled=precision in ("bf16", "fp16")):
             own = _draw(network.float(), z.float(), target)
         usual = [TIMES * _distance(*pair) for pair in zip(own, truth, strict=True)]
         allowed = [max(pair) for pair in zip(allowed, usual, strict=True)]
@@ -103,8 +160,8 @@ def check(
     for kind, (error, limit) in pairs.items():
         if not error <= limit:
             raise WrongResultError(
-                f"{backend} ({exact}): the {kind} after one iteration is off by {error:.1e} of its "
-                f"norm, {limit:.1e} is allowed; no figures are shown"
+                f"{name} ({precision}): the {kind} after one iteration is off by {error:.1e} of "
+                f"its norm, {limit:.1e} is allowed; no figures are shown"
             )
     return pairs
 
@@ -114,12 +171,23 @@ def _draw(network: torch.nn.Module, z: Tensor, target: Tensor) -> tuple[Tensor, 
     network.zero_grad()
     drawn = network(z)
     (drawn.to(target.dtype) - target).square().mean().backward()
+    return drawn.detach().double(), _gradients(network)
+
+
+def _gradients(network: torch.nn.Module) -> Tensor:
+    """Return the whole gradient, [P] float64."""
     gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
-    return drawn.detach().double(), torch.cat(gradients).double()
+    return torch.cat(gradients).double()
 
 
 def judged(
-    size: int, device: str, backend: str, precision: str, name: str = PUBLISHED, fits: int = 1
+    size: int,
+    device: str,
+    backend: str,
+    precision: str,
+    name: str = PUBLISHED,
+    fits: int = 1,
+    settings: Settings = (),
 ) -> dict[str, Any]:
     """Return errors and what is allowed; float32 has to be right as well.
 
@@ -127,14 +195,33 @@ def judged(
     too, where it has that.
     """
     place = resolve_device(device)
-    backend_, exact, _ = select(backend, place, configuration(precision, name))
+    backend_, exact, _ = select(backend, place, configuration(precision, name, settings))
     found: dict[str, Any] = {}
     for each in sorted({exact, "fp32"}):
         if backend_.unavailable(place, configuration(each, name)):
             continue
-        for kind, (error, limit) in check(size, device, backend, each, name, fits).items():
-            found[f"{kind}, {each}"] = {"error": error, "allowed": limit}
+        pairs = check(size, device, backend, each, name, fits, settings)
+        found |= _record(pairs, each)
     return found
+
+
+def judged_plain(size: int, upsample: str = "bilinear", compiled: bool = False) -> dict[str, Any]:
+    """Return errors of `PlainLoop` and what is allowed; eagerly, float32 has to be right as well.
+
+    It is compiled once only: that takes a minute, and compiles the same code.
+    """
+    found: dict[str, Any] = {}
+    for precision in ("bf16",) if compiled else ("bf16", "fp32"):
+        found |= _record(check_plain(size, precision, upsample, compiled), precision)
+    return found
+
+
+def _record(pairs: Mapping[str, tuple[float, float]], precision: str) -> dict[str, Any]:
+    """Return errors and what is allowed, as the schema has them."""
+    return {
+        f"{kind}, {precision}": {"error": error, "allowed": limit}
+        for kind, (error, limit) in pairs.items()
+    }
 
 
 def first_moments(step: Step) -> Tensor:

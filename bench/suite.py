@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from flashdip.bench.cases import Bench
@@ -36,6 +36,7 @@ class Plan:
         warm: Whether untimed steps come before each sample; else a sample is one step.
         energy_block: Seconds over which energy is measured: NVML's counter moves a few times a
             second.
+        limits: Instead of `setup`, for the variants that are named.
     """
 
     seconds: float
@@ -44,6 +45,7 @@ class Plan:
     setup: float = 180.0
     warm: bool = True
     energy_block: float = 3.0
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def compare(
@@ -80,7 +82,7 @@ def compare(
         running: dict[str, Worker] = {}
         seconds: dict[str, float] = {}
         for name, ((make, arguments), _) in made.items():
-            allowed = min(plan.setup, deadline - time.monotonic())
+            allowed = min(plan.limits.get(name, plan.setup), deadline - time.monotonic())
             if allowed <= 0:
                 left_out[name] = "no time was left for it"
                 continue
@@ -142,8 +144,41 @@ def compare(
     return {"rows": rows, "left_out": left_out}
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Benches that computed the right thing, and what was found of the others.
+
+    Attributes:
+        passed: By name, in order.
+        gates: By name, each error with what was allowed.
+        left_out: By name, with the reason.
+    """
+
+    passed: dict[str, Bench]
+    gates: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+
+
+def judge(benches: Iterable[Bench], tell: Callable[[str], None] = lambda line: None) -> Judged:
+    """Let benches prove that they compute the right thing; what raises is left out."""
+    found = Judged({}, {}, {})
+    for bench in benches:
+        if bench.check is not None:
+            tell(f"{bench.name}: is it right?")
+            try:
+                found.gates[bench.name] = bench.check()
+            except WrongResultError as error:
+                found.left_out[bench.name] = one_line(error)
+                continue
+            except Exception as error:
+                found.left_out[bench.name] = one_line(f"{type(error).__name__}: {error}")
+                continue
+        found.passed[bench.name] = bench
+    return found
+
+
 def results(
-    benches: Iterable[Bench],
+    benches: Iterable[Bench] | Judged,
     plan: Plan,
     *,
     work: Callable[[Bench], Mapping[tuple[str, str], Work] | None] = lambda bench: None,
@@ -155,7 +190,7 @@ def results(
     """Judge and measure benches; return "results" and "left_out" as the schema has them.
 
     Args:
-        benches: What is measured, in order.
+        benches: What is measured, in order; judged first, unless they were.
         plan: How long the measuring may take, the gates aside.
         work: Returns what one iteration of one fit has to do.
         ceilings: What shares of the roof are taken of, with `work`.
@@ -163,33 +198,19 @@ def results(
         meter: See `compare`.
         tell: Is told what is being done.
     """
-    gates: dict[str, dict[str, Any]] = {}
-    passed: dict[str, Bench] = {}
-    left_out: dict[str, str] = {}
-    for bench in benches:
-        if bench.check is not None:
-            tell(f"{bench.name}: is it right?")
-            try:
-                gates[bench.name] = bench.check()
-            except WrongResultError as error:
-                left_out[bench.name] = one_line(error)
-                continue
-            except Exception as error:
-                left_out[bench.name] = one_line(f"{type(error).__name__}: {error}")
-                continue
-        passed[bench.name] = bench
-    made = {name: ((each.make, each.arguments), each.fits) for name, each in passed.items()}
+    judged = benches if isinstance(benches, Judged) else judge(benches, tell)
+    made = {n: ((each.make, each.arguments), each.fits) for n, each in judged.passed.items()}
     tell(f"measuring {', '.join(made)} in turns, {plan.seconds:.0f} s at most")
     found = compare(made, plan, baseline=baseline, meter=meter)
     rows = []
     for name, figures in found["rows"].items():
-        bench = passed[name]
-        timing = Timing(**{field.name: figures[field.name] for field in fields(Timing)})
+        bench = judged.passed[name]
+        timing = Timing(**{each.name: figures[each.name] for each in fields(Timing)})
         more = {key: figures.get(key) for key in ("setup", "first_step", "memory", *ENERGY)}
-        more |= {"gate": gates.get(name), "facts": figures["facts"]}
+        more |= {"gate": judged.gates.get(name), "facts": figures["facts"]}
         counted = work(bench)
         rows.append(row(name, bench.parameters, timing, baseline, counted, ceilings, **more))
-    return {"results": rows, "left_out": left_out | found["left_out"]}
+    return {"results": rows, "left_out": judged.left_out | found["left_out"]}
 
 
 def row(
