@@ -1,4 +1,4 @@
-.PHONY: dev types check test test-browser lint-docker demo fuzz stress kernels bench bench-gpu
+.PHONY: dev types check test test-browser lint-docker demo fuzz stress kernels bench bench-cpu bench-gpu
 
 # The first of these that is 3.11 or newer makes the virtual environment; give another as PYTHON=...
 PYTHON ?=
@@ -63,6 +63,9 @@ kernels: dev  # compile every kernel for every NVIDIA GPU and size, without one;
 
 bench: dev  # an iteration: the published loop against the backends
 	$(BIN)/flashdip bench step
+
+bench-cpu: dev  # this CPU against the published loop: iterations a second, seconds to equal quality
+	$(BIN)/flashdip bench cpu -o bench-cpu.json --force
 
 bench-gpu: dev  # on an NVIDIA GPU: whether the kernels are right, then how fast; results in bench-gpu/
 	$(BIN)/python -m flashdip.bench.gpu

@@ -166,6 +166,55 @@ def gpu(
 
 
 @app.command()
+def cpu(
+    sizes: Annotated[str, typer.Option(help="Pixels a side, with commas.")] = "256,512",
+    upsample: Annotated[
+        str, typer.Option(help="How the network enlarges, with commas.")
+    ] = "bilinear,nearest",
+    compiled: Annotated[
+        str, typer.Option(help="Sizes at which torch.compile is measured, with commas, or none.")
+    ] = "256",
+    rounds: Annotated[int, typer.Option(min=3, help="The most samples of each row.")] = 7,
+    seconds: Annotated[
+        float, typer.Option(help="That it may take, gates and set-up included.")
+    ] = 840.0,
+    fits: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Recorded by 'python -m flashdip.bench.quality'."),
+    ] = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """This CPU: iterations a second, and seconds to equal quality, against the published loop.
+
+    Example: flashdip bench cpu --sizes 256 -o mine.json
+    """
+
+    def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
+        from flashdip.bench import cpu as yardstick
+
+        listed, left_out = yardstick.groups(
+            _whole_numbers("--sizes", sizes), modes, rounds, at, recorded
+        )
+        found = yardstick.run(listed, rounds=rounds, seconds=seconds, ceilings=ceilings, tell=_tell)
+        return found | {"left_out": left_out | found["left_out"]}, None
+
+    from flashdip.bench import quality
+
+    modes = upsample.split(",")
+    if unknown := {*modes} - {"bilinear", "nearest"}:
+        raise ConfigError(f"--upsample: expected bilinear, nearest, got {min(unknown)!r}")
+    for size in _whole_numbers("--sizes", sizes):
+        if size < 64 or size % 32:
+            raise ConfigError(f"--sizes: expected multiples of 32 from 64 on, got {size}")
+    at = [] if compiled == "none" else _whole_numbers("--compiled", compiled)
+    file = fits or quality.FILE
+    recorded = quality.read(file) if fits is not None or file.exists() else None
+    _run("cpu", "cpu", measure, output, force, as_json, "native:bf16")
+
+
+@app.command()
 def compare(
     files: Annotated[list[Path], typer.Argument(metavar="BEFORE.json AFTER.json...")],
     across_machines: Annotated[

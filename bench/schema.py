@@ -17,7 +17,7 @@ from flashdip.engine.files import atomic, one_line
 
 FORMAT = "flashdip-bench"
 VERSION = 1
-KINDS = ("step", "restore", "kernels", "gpu")
+KINDS = ("step", "restore", "kernels", "gpu", "cpu")
 LARGEST = 16 << 20  # bytes of a file that is read
 
 

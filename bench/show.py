@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +35,14 @@ def show(result: Mapping[str, Any], to: Console) -> None:
         )
     for when in ("before", "after"):
         to.print(f"{when}: {state(result['machine'][when])}", soft_wrap=True)
-    to.print(rows(result))
+    if result["kind"] == "cpu":
+        for title, table in yardstick(result):
+            to.print(title, soft_wrap=True)
+            to.print(table)
+        for line in caveats(result):
+            to.print(line, soft_wrap=True)
+    else:
+        to.print(rows(result))
     for name, reason in result["left_out"].items():
         to.print(f"left out: {name}: {reason}", soft_wrap=True)
     if result["score"] is not None:
@@ -78,6 +86,125 @@ def rows(result: Mapping[str, Any]) -> Table:
     for index, row in enumerate(result["results"]):
         table.add_row(row["name"], *(column[index] for column in shown.values()))
     return table
+
+
+def yardstick(result: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """Return the two tables of `flashdip bench cpu`, each with a line about it."""
+    by_name = {row["name"]: row for row in result["results"]}
+    first, second = Table(box=MARKDOWN), Table(box=MARKDOWN)
+    first.add_column("network: row", no_wrap=True)
+    for title in (
+        "times as fast",
+        "pages kept",
+        "memory",
+        "it/s",
+        "ms",
+        "p10",
+        "p90",
+        "n",
+        "of the roof",
+        "peak MiB",
+    ):
+        first.add_column(title, justify="right")
+    second.add_column("picture: row", no_wrap=True)
+    for title in (
+        "times as fast",
+        "s to target",
+        "iterations",
+        "s/it",
+        "target dB",
+        "peak dB",
+        "at",
+    ):
+        second.add_column(title, justify="right")
+    for name, row in by_name.items():
+        group = name.partition(": ")[0]
+        base, kept = (by_name.get(f"{group}: published{more}") for more in ("", ", pages kept"))
+        if "seconds_to_target" in row["facts"]:
+            for cells in _to_quality(row, base):
+                second.add_row(*cells)
+            continue
+        seconds = row["seconds"]
+        memory = None if base is None else row["memory"] / base["memory"]
+        first.add_row(
+            name,
+            _maybe(_times(row, base), ".2f"),
+            _maybe(_times(row, kept), ".2f"),
+            _maybe(memory, ".2f"),
+            f"{1 / seconds['median']:.3g}",
+            *(f"{1e3 * seconds[part]:.4g}" for part in ("median", "p10", "p90")),
+            str(seconds["n"]),
+            _maybe(row["roof_share"], ".1%"),
+            f"{row['memory'] / 2**20:.0f}",
+        )
+    return [
+        (
+            "Iterations a second: times as fast as the published loop, with PyTorch's allocator as "
+            "it comes and with pages kept; memory as a share of the former's",
+            first,
+        ),
+        (
+            "Seconds to the published network's peak PSNR less a margin: measured seconds an "
+            "iteration times recorded iterations",
+            second,
+        ),
+    ]
+
+
+def _times(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> float | None:
+    """Return how many times as fast a row is as another of its rounds."""
+    if base is None:
+        return None
+    own, other = (np.array(each["seconds"]["samples"]) for each in (row, base))
+    return float(np.median(other / own))
+
+
+def _to_quality(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """Return a line for each recorded fit of a row; ratios to the published loop's."""
+    facts, seconds = row["facts"], row["seconds"]["median"]
+    loop = {} if base is None else base["facts"]
+    fits = zip(loop.get("picture", ()), loop.get("seed", ()), strict=True)
+    known = dict(zip(fits, loop.get("iterations_to_target", ()), strict=True))
+    lines: list[tuple[str, ...]] = []
+    for index, key in enumerate(zip(facts["picture"], facts["seed"], strict=True)):
+        runs, reached = facts["runs"][index], facts["iterations_to_target"][index]
+        times, least = _times(row, base), known.get(key)
+        if times is not None and least and reached:
+            times *= least / (runs * reached)
+        else:
+            times = None
+        count = "never" if reached is None else f"{runs} x {reached}" if runs > 1 else str(reached)
+        lines.append(
+            (
+                f"{key[0]}: {row['name'].partition(': ')[2]}",
+                _maybe(times, ".2f"),
+                _maybe(facts["seconds_to_target"][index], ".4g"),
+                count,
+                f"{seconds:.4g}",
+                f"{facts['target_db'][index]:.2f}",
+                f"{facts['peak_db'][index]:.2f}",
+                str(facts["peak_at"][index]),
+            )
+        )
+    return lines
+
+
+def caveats(result: Mapping[str, Any]) -> list[str]:
+    """Return what to bear in mind about a result of `flashdip bench cpu`, a line each."""
+    lines: dict[str, None] = {}
+    for row in result["results"]:
+        asked, done = row["parameters"]["rounds"], row["seconds"]["n"]
+        if done < asked:
+            group = row["name"].partition(": ")[0]
+            lines[f"{group}: {done} rounds of {asked}: time ran short, see --seconds"] = None
+        precision = row["parameters"]["precision"]
+        for recorded in row["facts"].get("recorded_in", ()):
+            if recorded != precision:
+                lines[
+                    f"{row['name']}: timed in {precision}, its iterations were recorded in "
+                    f"{recorded}"
+                ] = None
+    return list(lines)
 
 
 def score(of: Mapping[str, Any]) -> str:
