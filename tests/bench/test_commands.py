@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from flashdip import cli
-from flashdip.bench import ceilings, scenarios, schema, score, suite
+from flashdip.bench import ceilings, cpu, quality, scenarios, schema, score, suite
 from flashdip.bench.cases import Bench
 from flashdip.bench.ceilings import Ceilings
+from flashdip.bench.cpu import Group
 from flashdip.bench.measure import Variant, clock
 
 LIMITS = Ceilings(1e10, {"fp32": 1e11, "bf16": 1e11})
@@ -68,7 +69,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setattr(ceilings, "ceilings", lambda place, precisions: LIMITS)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flashdip", "bench", *arguments, "--device", "cpu"])
+        device = [] if arguments[0] == "cpu" else ["--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["flashdip", "bench", *arguments, *device])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
@@ -147,6 +149,38 @@ def test_the_score_is_that_of_the_best_number_of_fits(
     assert made["watts"] == pytest.approx(100 / steady["seconds"])
     names = [row["name"] for row in found["results"]]
     assert names[0] == "published" and len(names) == 4
+
+
+def test_the_yardstick_of_cpus(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rows of each size and way to enlarge; what is asked wrongly is told before anything runs."""
+
+    def loops(size: int, upsample: str, rounds: int, compiled: bool) -> Group:
+        of = f"{upsample} {size}"
+        rows = {"published": 0.02, "published, pages kept": 0.015, "native (fp32)": 0.01}
+        benches = [bench(f"{of}: {name}", each, size=size) for name, each in rows.items()]
+        for each in benches:
+            each.parameters["rounds"] = rounds
+        return Group(of, tuple(benches), 1.0)
+
+    monkeypatch.setattr(cpu, "loops", loops)
+    monkeypatch.setattr(cpu, "step_work", lambda bench: None)
+    monkeypatch.setattr(quality, "FILE", tmp_path / "none.json")
+    code, out, _ = run("cpu", "--sizes", "64,96", "--rounds", "3", "--compiled", "none", "-o", "a")
+    assert code == 0
+    result = schema.read("a")
+    assert (result["kind"], len(result["results"])) == ("cpu", 12)
+    line = next(line for line in out.splitlines() if line.startswith("| nearest 96: native"))
+    assert [cell.strip() for cell in line.split("|")[2:4]] == ["2.00", "1.50"]
+    assert "left out: quality: nothing was recorded" in out
+    for wrong, said in (
+        (("--sizes", "100"), "--sizes: expected multiples of 32 from 64 on, got 100"),
+        (("--upsample", "cubic"), "--upsample: expected bilinear, nearest, got 'cubic'"),
+        (("--compiled", "all"), "--compiled: expected whole numbers"),
+        (("--fits", "b.json"), "b.json: cannot be read"),
+        (("-o", "a"), "expected a new file"),
+    ):
+        code, out, err = run("cpu", *wrong)
+        assert (code, out) == (2, "") and said in err
 
 
 def test_backends_are_chosen_by_name_and_precision() -> None:
