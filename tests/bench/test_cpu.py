@@ -105,7 +105,7 @@ def test_what_is_left_out_has_a_reason() -> None:
     }
     changed = made("a", "quick", [30.0])
     changed["config"]["learning_rate"] = 0.5
-    fits = {"size": 64, "fits": [made("a", PUBLISHED, [30.0]), changed]}
+    fits: dict[str, Any] = {"size": 64, "fits": [made("a", PUBLISHED, [30.0]), changed]}
     found, left_out = groups([64], ["bilinear"], 3, [64], fits)
     assert [bench.name for bench in found[1].benches] == ["quality 64: published"]
     assert {name for name in left_out} == {f"quality 64: {name}" for name in ours()}
@@ -213,12 +213,9 @@ def test_judging_what_is_compiled_is_one_step(monkeypatch: pytest.MonkeyPatch) -
 def test_pages_are_kept_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere the row has a reason to be left out."""
     monkeypatch.setattr(baselines, "on_glibc", lambda: False)
-    for make in (
-        lambda: baselines.published(64, False, "cpu", "nearest", True),
-        lambda: baselines.plain(64, False, "cpu", "nearest", True),
-    ):
+    for make in (baselines.published, baselines.plain):
         with pytest.raises(UnavailableError, match="pages are kept on a CPU, in glibc's heap"):
-            make()
+            make(64, False, "cpu", "nearest", True)
     monkeypatch.setattr(baselines, "on_glibc", lambda: True)
     kept: list[str] = []
     monkeypatch.setattr(baselines, "keep_pages", lambda place: kept.append(place.type))

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flashdip.bench import curves, quality
 from flashdip.bench.cases import PUBLISHED
@@ -125,7 +124,7 @@ def test_a_second_run_goes_on(
 ) -> None:
     """What is there is not made again, unless its preset was changed; nothing is lost."""
     asked: list[tuple[str, str]] = []
-    real = quality.entry
+    real = curves.entry
 
     def watched(name: str, problem: Any, clean: Any, wanted: str, *rest: Any, **more: Any) -> Any:
         asked.append((name, wanted))
@@ -160,7 +159,8 @@ def test_a_second_run_goes_on(
 def test_interruption_keeps_what_is_done(
     record: Callable[..., Result], tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = quality.entry, []
+    real = curves.entry
+    calls: list[str] = []
 
     def stopped(*arguments: Any, interrupted: Any, **options: Any) -> Any:
         calls.append(arguments[3])
