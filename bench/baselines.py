@@ -26,6 +26,7 @@ from flashdip.engine.problems import Problem
 from flashdip.kernels.memory import kept_pages, on_glibc
 
 INPUTS = 32  # channels of the published input
+_PROCESS = contextlib.ExitStack()  # what holds until the process ends
 
 
 class PlainLoop:
@@ -216,4 +217,4 @@ def _keep_if(kept: bool, place: torch.device) -> None:
 def keep_pages(place: torch.device) -> None:
     """On a CPU, keep freed memory as a fit does, until the process ends."""
     if place.type == "cpu":
-        contextlib.ExitStack().enter_context(kept_pages())
+        _PROCESS.enter_context(kept_pages())

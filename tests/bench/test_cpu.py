@@ -1,11 +1,14 @@
 """The yardstick of CPUs: which rows there are, how time is shared out, what is multiplied."""
 
 import contextlib
+import gc
 import io
+import resource
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from flashdip.bench import baselines, cpu, schema, show, suite
@@ -15,6 +18,7 @@ from flashdip.bench.cpu import COMPILED_ROW, Group, groups, loops, run, to_quali
 from flashdip.bench.curves import ours
 from flashdip.bench.suite import Plan, judge
 from flashdip.engine.errors import UnavailableError
+from flashdip.kernels.memory import on_glibc
 from tests.bench.results import MACHINE, STATE
 from tests.bench.test_quality import made
 
@@ -222,3 +226,21 @@ def test_pages_are_kept_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> No
     baselines.published(64, False, "cpu", "nearest", True)
     baselines.published(64, False, "cpu")
     assert kept == ["cpu"]
+
+
+@pytest.mark.skipif(not on_glibc(), reason="memory does not come from glibc's heap")
+def test_kept_pages_stay_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the process ends: what is freed is taken again without a page fault."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(1 << 22)  # 16 MiB, 4096 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(baselines, "_PROCESS", stack)
+        baselines.keep_pages(torch.device("cpu"))
+        gc.collect()
+        faults()
+        assert faults() < 100
