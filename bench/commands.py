@@ -194,18 +194,17 @@ def cpu(
     def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
         from flashdip.bench import cpu as yardstick
 
-        listed, left_out = yardstick.groups(
-            _whole_numbers("--sizes", sizes), modes, rounds, at, recorded
-        )
+        listed, left_out = yardstick.groups(sides, modes, rounds, at, recorded)
         found = yardstick.run(listed, rounds=rounds, seconds=seconds, ceilings=ceilings, tell=_tell)
         return found | {"left_out": left_out | found["left_out"]}, None
 
     from flashdip.bench import quality
 
-    modes = upsample.split(",")
+    modes = list(dict.fromkeys(upsample.split(",")))
+    sides = list(dict.fromkeys(_whole_numbers("--sizes", sizes)))
     if unknown := {*modes} - {"bilinear", "nearest"}:
         raise ConfigError(f"--upsample: expected bilinear, nearest, got {min(unknown)!r}")
-    for size in _whole_numbers("--sizes", sizes):
+    for size in sides:
         if size < 64 or size % 32:
             raise ConfigError(f"--sizes: expected multiples of 32 from 64 on, got {size}")
     at = [] if compiled == "none" else _whole_numbers("--compiled", compiled)

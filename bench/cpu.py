@@ -28,11 +28,9 @@ from flashdip.bench.measure import Variant, worker
 from flashdip.bench.scenarios import chosen
 from flashdip.bench.suite import Judged, Plan, judge, results
 from flashdip.bench.work import Work, count
+from flashdip.engine.files import one_line
 
-SIZES = (256, 512)
-UPSAMPLINGS = ("bilinear", "nearest")
 COMPILED_ROW = "compiled bf16, pages kept"
-COMPILED = (256,)  # sizes at which torch.compile is measured: it compiles for a minute each time
 JUDGED = 256  # pixels a side at most of the picture that shows whether a step is right
 BLOCK = 0.5  # seconds of a sample
 SETUP = 180.0  # seconds until a variant has made its first step
@@ -241,8 +239,8 @@ def _measured(
     plan = Plan(seconds, rounds, block=BLOCK, setup=SETUP, limits=compiled)
     try:
         return results(own, plan, work=step_work, ceilings=ceilings, baseline=base, tell=tell)
-    except TimeoutError as error:
-        reason = f"{error}: give it more --seconds"
+    except (TimeoutError, RuntimeError) as error:  # RuntimeError: a worker was killed
+        reason = one_line(f"{error}: give it more --seconds and memory, or smaller --sizes")
         return {"results": [], "left_out": own.left_out | {name: reason for name in own.passed}}
 
 
