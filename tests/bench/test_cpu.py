@@ -131,7 +131,7 @@ def test_ratios_are_to_both_allocators(clock: list[float]) -> None:
     rows = {"published": 0.8, "published, pages kept": 0.6, "native (fp32)": 0.2}
     found = run([group("bilinear 256", rows)], rounds=7, seconds=600.0, ceilings=LIMITS)
     document, lines, text = printed(found)
-    assert lines["bilinear 256: native (fp32)"][:5] == ["4.00", "3.00", "0.25", "5", "200"]
+    assert lines["bilinear 256: native (fp32)"][:5] == ["4.00", "3.00", "0.25", "5", "0.2"]
     assert lines["bilinear 256: published"][:3] == ["1.00", "0.75", "1.00"]
     assert document["results"][2]["baseline"] == "bilinear 256: published"
     assert all(row["seconds"]["n"] == 7 for row in document["results"])
