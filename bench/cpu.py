@@ -240,8 +240,9 @@ def _measured(
     try:
         return results(own, plan, work=step_work, ceilings=ceilings, baseline=base, tell=tell)
     except (TimeoutError, RuntimeError) as error:  # RuntimeError: a worker was killed
-        reason = one_line(f"{error}: give it more --seconds and memory, or smaller --sizes")
-        return {"results": [], "left_out": own.left_out | {name: reason for name in own.passed}}
+        advice = "give it more --seconds and memory, or smaller --sizes"
+        reason = one_line(f"{error}: {advice}", limit=1000)
+        return {"results": [], "left_out": own.left_out | {group.name: reason}}
 
 
 def step_work(bench: Bench) -> Mapping[tuple[str, str], Work]:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -227,6 +228,9 @@ def worker(
     theirs.close()
     try:
         yield Worker(ours, process, limit)
+    except BaseException:
+        process.kill()  # nobody waits for its step any more
+        raise
     finally:
         ours.close()
         process.join()
@@ -237,6 +241,7 @@ def _serve(
     connection: Connection, make: Callable[..., Variant], arguments: tuple[Any, ...]
 ) -> None:
     """Answer requests in the worker's process until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     try:
         start = time.perf_counter()
         variant = make(*arguments)

@@ -2,6 +2,8 @@
 
 import math
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -128,3 +130,22 @@ def test_errors_come_back_from_a_worker(when: str) -> None:
 def test_a_worker_that_dies_is_reported() -> None:
     with worker(deadly) as running, pytest.raises(RuntimeError, match="ended early"):
         running.seconds(steps=1, warmup=0)
+
+
+def endless() -> Variant:
+    def step() -> None:
+        while True:
+            time.sleep(0.01)
+
+    return Variant(step)
+
+
+@pytest.mark.usefixtures("importable")
+def test_ctrl_c_is_for_the_process_that_asks() -> None:
+    """A worker goes on; it is ended where nobody waits for it, in the middle of a step too."""
+    with worker(hungry, 1) as running:
+        os.kill(int(running._process.pid or 0), signal.SIGINT)
+        assert running.seconds(steps=1, warmup=0) > 0
+    with pytest.raises(KeyboardInterrupt), worker(endless) as running:
+        running._connection.send(("seconds", {"steps": 1, "warmup": 0}))
+        raise KeyboardInterrupt
