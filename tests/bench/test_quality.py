@@ -227,3 +227,12 @@ def test_files_that_are_none_are_refused(change: dict[str, Any], said: str, tmp_
         read(file)
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "none.json")
+
+
+def test_what_comes_along_can_be_read() -> None:
+    """Presets may be others by now; what is told of the curves is theirs."""
+    if not quality.FILE.exists():
+        pytest.skip("nothing was recorded")
+    found = read(quality.FILE)
+    told = json.loads(quality.FILE.read_text(encoding="utf-8"))["reached"]
+    assert told == [each._asdict() for each in reached(found["fits"])]
