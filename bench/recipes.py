@@ -77,7 +77,6 @@ _ALTERED: dict[str, Settings] = {
     "16 inputs": {"network.inputs": "16"},
     "no skips": {"network.skip": "0"},
     "skips of 16": {"network.skip": "16"},
-    "bilinear": {"network.upsample": "bilinear"},
     "scales uniform": {"network.scale": "uniform"},
     "betas .9 .999": {"betas": "0.9,0.999"},
     "betas .9 .99": {"betas": "0.9,0.99"},
@@ -93,19 +92,26 @@ _ALTERED: dict[str, Settings] = {
     "average .98": {"average": "0.98"},
     "average .995": {"average": "0.995"},
 }
-BASE: Settings = {
-    "network.down": _WIDTHS["16"],
-    "network.upsample": "nearest",
-    "betas": "0.8,0.9",
+BASE: Settings = {"network.down": _WIDTHS["16"], "betas": "0.8,0.9"}
+_UP = {
+    "nearest": "nearest",
+    "bilinear": "bilinear",
+    "bilinear outside": "bilinear,bilinear,nearest,nearest,nearest",
+    "bilinear inside": "nearest,nearest,bilinear,bilinear,bilinear",
 }
 
 
 def recipes() -> dict[str, Settings]:
-    """Return all recipes by name: each width, and each alteration of the width 16."""
-    found: dict[str, Settings] = {
-        f"width {name}": {**BASE, "network.down": down} for name, down in _WIDTHS.items()
-    }
-    return found | {name: {**BASE, **changed} for name, changed in _ALTERED.items()}
+    """Return all recipes by name: each width and each alteration of the width 16, by upsampling."""
+    found: dict[str, Settings] = {}
+    for name, up in _UP.items():
+        base = {**BASE, "network.upsample": up}
+        found[f"{name}, width 16"] = base
+        if name in ("nearest", "bilinear"):
+            widths = {f"width {width}": {"network.down": down} for width, down in _WIDTHS.items()}
+            for change, settings in (widths | _ALTERED).items():
+                found[f"{name}, {change}"] = {**base, **settings}
+    return found
 
 
 def picture(name: str, size: int, data: Path | None) -> Tensor:
@@ -300,14 +306,18 @@ def main(
     output: Annotated[Path, typer.Option("-o", help="Folder of journal and picture.")] = Path(
         "recipes"
     ),
-    only: Annotated[str | None, typer.Option(help="Recipes that contain this.")] = None,
+    only: Annotated[
+        str, typer.Option(metavar="TEXT;...", help="Recipes that contain one of these.")
+    ] = "",
     rounds: Annotated[str, typer.Option(help="screen, final, confirm.")] = "screen,final,confirm",
     iterations: Annotated[int, typer.Option(help="Of each fit.")] = 700,
 ) -> None:
     """Search, and draw the front of each round that was asked for."""
     base = {"iterations": str(iterations)} | ({} if task == "denoise" else {"perturbation": "0.03"})
     listed = {
-        name: {**base, **settings} for name, settings in recipes().items() if (only or "") in name
+        name: {**base, **settings}
+        for name, settings in recipes().items()
+        if any(text in name for text in only.split(";"))
     }
     journal = Journal(output / "trials.jsonl")
     asked = [rung for rung in RUNGS if rung.name in rounds.split(",")]
