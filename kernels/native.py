@@ -133,6 +133,9 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
 
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve 1x1: a matrix product, in whose passes nothing is laid out anew."""
+    # A product with few channels on either side is bound by memory, and BLAS does as well.
+    if x.dtype == torch.float32 and x.is_cpu and min(weight.shape[1:3]) >= 16:
+        return fitwise.product(x, weight.flatten(2))
     rows = x.permute(0, 2, 3, 1)  # [F, H, W, I], contiguous
     if len(x) == 1:
         y = F.linear(rows, weight.reshape(weight.shape[1:3]))
