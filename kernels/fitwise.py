@@ -3,6 +3,7 @@
 With one fit nothing is cut out or put together: that would cost copies in the backward pass.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,18 +59,24 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of `product`'s weights, [F, O, I]."""
-    parts = []
-    for of, own in zip(dy, x, strict=True):
-        like = own.new_empty(len(of), len(own), 1, 1)
-        gradients = torch.ops.aten.convolution_backward(
-            _lines(of), _lines(own), like, None, *_PLAIN, (False, True, False)
-        )
-        parts.append(gradients[1].flatten(1)[None])
-    return _joined(parts)
+    parts = [
+        _weight_gradient(_lines(of), _lines(own), (1, 1)) for of, own in zip(dy, x, strict=True)
+    ]
+    return torch.stack(parts).flatten(2)
 
 
-# Stride, padding, dilation, transposed, output padding and groups of a 1x1 convolution.
-_PLAIN = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+def conv_weight_gradient(dy: Tensor, x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the gradient of `conv`'s weights of a size, at stride 1, [F, O, I, k, l]."""
+    rows = zip(dy.split(1), x.split(1), strict=True)
+    return torch.stack([_weight_gradient(of, own, size) for of, own in rows])
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, size: Sequence[int]) -> Tensor:
+    weight = x.new_empty(dy.shape[1], x.shape[1], *size)
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+    )
+    return gradients[1]
 
 
 def _lines(x: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdip.kernels import enlarged, fitwise, reference
+from flashdip.kernels import enlarged, fitwise, reference, thin
 from flashdip.kernels.opset import SLOPE, Activation, Down, Pad, Up
+
+_THIN = 16  # a map of fewer channels lies in planes: norms pass over a few long rows faster
 
 
 def perturb(
@@ -126,6 +128,9 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
     margin = (weight.shape[-1] - 1) // 2
     if margin == 0 and stride == 1:
         return _pointwise(x, weight)
+    if x.shape[1] < _THIN and stride == 1:
+        x = F.pad(x, (margin,) * 4, mode="reflect" if pad == "reflection" else "constant")
+        return thin.conv(x, weight)
     if pad == "reflection":
         x, margin = F.pad(x, (margin,) * 4, mode="reflect"), 0
     return fitwise.conv(x, weight, stride, margin)
@@ -134,14 +139,15 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve 1x1: a matrix product, in whose passes nothing is laid out anew."""
     # A product with few channels on either side is bound by memory, and BLAS does as well.
-    if x.dtype == torch.float32 and x.is_cpu and min(weight.shape[1:3]) >= 16:
+    if x.dtype == torch.float32 and x.is_cpu and min(weight.shape[1:3]) >= _THIN:
         return fitwise.product(x, weight.flatten(2))
     rows = x.permute(0, 2, 3, 1)  # [F, H, W, I], contiguous
     if len(x) == 1:
         y = F.linear(rows, weight.reshape(weight.shape[1:3]))
     else:
         y = torch.einsum("fhwi,foi->fhwo", rows, weight.flatten(2))
-    return y.permute(0, 3, 1, 2)
+    y = y.permute(0, 3, 1, 2)
+    return y.contiguous() if y.shape[1] < _THIN else y
 
 
 def _activate(x: Tensor, act: Activation) -> Tensor:
