@@ -189,9 +189,10 @@ class _NormSmoothed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         near = _depthwise(F.pad(x, (1,) * 4, mode="replicate"), _SHARE)
-        wide, over = gamma.dtype, (2, 3)
-        mean = x.mean(over, dtype=wide)
-        variance = (x * near).mean(over, dtype=wide) - mean.square()
+        pixels = x.shape[2] * x.shape[3]
+        total, product = fitwise.sums(near, x, torch.zeros_like(gamma))
+        mean = total / pixels  # of `near` as of x
+        variance = product / pixels - mean.square()
         root = torch.rsqrt(variance.clamp_(min=0) + EPS)
         scale = gamma * root
         ctx.save_for_backward(x, near, mean, root, scale)
@@ -202,8 +203,7 @@ class _NormSmoothed(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, near, mean, root, scale = ctx.saved_tensors
         pixels = x.shape[2] * x.shape[3]
-        beta = dy.sum((2, 3), dtype=scale.dtype)
-        product = (dy * x).sum((2, 3), dtype=scale.dtype) - mean * beta  # sum of dy c
+        beta, product = fitwise.sums(dy, x, mean)
         share = scale * root.square() * product / pixels
         dx = fitwise.affine(dy, scale, share * mean - scale * beta / pixels)
         dx -= fitwise.affine(near, share, torch.zeros_like(share))

@@ -3,7 +3,6 @@
 With one fit nothing is cut out or put together: that would cost copies in the backward pass.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,24 +58,31 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of `product`'s weights, [F, O, I]."""
-    parts = [
-        _weight_gradient(_lines(of), _lines(own), (1, 1)) for of, own in zip(dy, x, strict=True)
-    ]
+    parts = []
+    for of, own in zip(dy, x, strict=True):
+        weight = own.new_empty(len(of), len(own), 1, 1)
+        parts.append(_gradients(_lines(of), _lines(own), weight, (False, True))[1])
     return torch.stack(parts).flatten(2)
 
 
-def conv_weight_gradient(dy: Tensor, x: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the gradient of `conv`'s weights of a size, at stride 1, [F, O, I, k, l]."""
-    rows = zip(dy.split(1), x.split(1), strict=True)
-    return torch.stack([_weight_gradient(of, own, size) for of, own in rows])
+def conv_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of `conv`'s weights, at stride 1 and without a margin."""
+    parts = zip(dy.split(1), x.split(1), weight, strict=True)
+    return torch.stack([_gradients(*part, (False, True))[1] for part in parts])
 
 
-def _weight_gradient(dy: Tensor, x: Tensor, size: Sequence[int]) -> Tensor:
-    weight = x.new_empty(dy.shape[1], x.shape[1], *size)
-    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+def conv_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of `conv`'s map, at stride 1 and without a margin."""
+    parts = zip(dy.split(1), x.split(1), weight, strict=True)
+    return _joined([_gradients(*part, (True, False))[0] for part in parts])
+
+
+def _gradients(dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor]:
+    """Return the gradients of a map and of weights [O, I, k, l], of those that are wanted."""
+    gradients: list[Tensor] = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (*wanted, False)
     )
-    return gradients[1]
+    return gradients
 
 
 def _lines(x: Tensor) -> Tensor:
@@ -98,6 +104,21 @@ def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
             for f in range(len(x))
         ]
     )
+
+
+def sums(y: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over (H, W) of y and of y (x - mean), [F, C] in the type of `mean`.
+
+    A norm's backward pass takes both in one go, without a product of maps.
+    """
+    one = torch.ones_like(mean[0])
+    parts = [
+        torch.ops.aten.native_batch_norm_backward(
+            of, own, one, None, None, centre, one, True, EPS, (False, True, True)
+        )
+        for of, own, centre in zip(y.split(1), x.split(1), mean, strict=True)
+    ]
+    return torch.stack([part[2] for part in parts]), torch.stack([part[1] for part in parts])
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

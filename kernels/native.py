@@ -117,10 +117,21 @@ def adam(
     eps: float,
 ) -> None:
     """Update parameters and moments in place; see `OpSet.adam`."""
-    moment1.lerp_(gradients, 1 - betas[0])
-    moment2.mul_(betas[1]).addcmul_(gradients, gradients, value=1 - betas[1])
-    root = torch.sqrt(moment2).mul_((1 - betas[1] ** step) ** -0.5).add_(eps)
-    parameters.addcdiv_(moment1, root, value=-rate / (1 - betas[0] ** step))
+    torch._fused_adam_(
+        [parameters],
+        [gradients],
+        [moment1],
+        [moment2],
+        [],
+        [torch.tensor(float(step), device=parameters.device)],
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
@@ -145,7 +156,8 @@ def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     if len(x) == 1:
         y = F.linear(rows, weight.reshape(weight.shape[1:3]))
     else:
-        y = torch.einsum("fhwi,foi->fhwo", rows, weight.flatten(2))
+        own = zip(rows.split(1), weight.flatten(2), strict=True)
+        y = torch.cat([F.linear(row, w) for row, w in own])
     y = y.permute(0, 3, 1, 2)
     return y.contiguous() if y.shape[1] < _THIN else y
 

@@ -1,6 +1,6 @@
 """A convolution of a map of few channels, whose gradient is a matrix product and a sum of shifts.
 
-oneDNN computes that gradient in blocks of 16 channels at least.
+oneDNN computes that gradient in blocks of 16 channels at least, which pays for small maps alone.
 """
 
 from typing import Any
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flashdip.kernels import fitwise
+
+_SMALL = 4096  # pixels, below which one call is faster than many
 
 
 def conv(x: Tensor, weight: Tensor) -> Tensor:
@@ -39,8 +41,13 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
-        dx = _spread(dy, weight, x) if ctx.needs_input_grad[0] else None
-        return dx, fitwise.conv_weight_gradient(dy, x, weight.shape[3:])
+        if not ctx.needs_input_grad[0]:
+            dx = None
+        elif dy.shape[2] * dy.shape[3] < _SMALL:
+            dx = fitwise.conv_gradient(dy, x, weight)
+        else:
+            dx = _spread(dy, weight, x)
+        return dx, fitwise.conv_weight_gradient(dy, x, weight)
 
 
 def _spread(dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:

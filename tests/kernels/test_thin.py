@@ -10,10 +10,14 @@ from flashdip.kernels import thin
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
-def tensors(fits: int, size: int) -> list[Tensor]:
+SIDES = [(21, 18), (68, 70)]  # a small map; one whose gradient is a product and a sum of shifts
+
+
+def tensors(fits: int, size: int, sides: tuple[int, int] = SIDES[0]) -> list[Tensor]:
     """Map, weights and gradient of the result, in float64."""
     generator = torch.Generator().manual_seed(2)
-    shapes = (fits, 3, 21, 18), (fits, 32, 3, size, size), (fits, 32, 22 - size, 19 - size)
+    height, width = (side + 1 - size for side in sides)
+    shapes = (fits, 3, *sides), (fits, 32, 3, size, size), (fits, 32, height, width)
     return [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
 
 
@@ -29,12 +33,15 @@ def plain(arguments: list[Tensor]) -> list[Tensor]:
     return differentiated(y, leaves, arguments[2])
 
 
+@pytest.mark.parametrize("sides", SIDES, ids=str)
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("fits", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_conv_is_as_exact_as_torchs(dtype: torch.dtype, fits: int, size: int) -> None:
+def test_conv_is_as_exact_as_torchs(
+    dtype: torch.dtype, fits: int, size: int, sides: tuple[int, int]
+) -> None:
     """Errors of result and gradients are at most twice those of torch's convolution."""
-    arguments = tensors(fits, size)
+    arguments = tensors(fits, size, sides)
     low = [t.to(dtype) for t in arguments]
     exact = plain([t.double() for t in low])
     leaves = [t.clone().requires_grad_() for t in low[:2]]
