@@ -1,7 +1,7 @@
 """A 3x3 convolution of a map that is enlarged twofold, computed on the small map.
 
-Doubling pixels (nearest): each of the four phases of the result sees 2x2 pixels of the small map,
-16 products instead of 36, and reflection of the enlarged map is replication of the small one.
+Doubling pixels (nearest): each of the four phases of the result sees 2x2 pixels of the small map
+(`flashdip.kernels.phases`), and reflection of the enlarged map is replication of the small one.
 
 Bilinear enlargement is doubling pixels followed by the filter [1, 2, 1] / 4 along each axis, which
 changes places with the convolution. The map is then needed one pixel beyond its border, where the
@@ -11,7 +11,6 @@ Maps are [F, C, H, W] in channels-last memory. Backward passes are written out w
 pass over the maps more often than has to be.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from flashdip.kernels import fitwise
 from flashdip.kernels.opset import EPS, Pad
+from flashdip.kernels.phases import constant, phases
 
 
 def conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
@@ -36,16 +36,10 @@ def conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
         padded, *strips = _Frame.apply(x)  # type: ignore[no-untyped-call]
     else:
         padded = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
-    rows = _constant(_PHASES, weight.device, weight.dtype)
-    folded = torch.einsum("aik,bjl,fockl->fabocij", rows, rows, weight)
-    phases = fitwise.conv(padded, folded.flatten(1, 3).to(x.dtype))  # [F, 4 O, H + 1, W + 1]
+    parts = phases(padded, weight)  # [F, 4 O, H + 1, W + 1]
     if not smooth:
-        return _interleave(phases)
-    return _blur(_interleave(phases, *_corrections(strips, weight.to(x.dtype))))
-
-
-# Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].
-_PHASES = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        return _interleave(parts)
+    return _blur(_interleave(parts, *_corrections(strips, weight.to(x.dtype))))
 
 
 def _corrections(strips: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
@@ -195,9 +189,10 @@ class _NormSmoothed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         near = _depthwise(F.pad(x, (1,) * 4, mode="replicate"), _SHARE)
-        wide, over = gamma.dtype, (2, 3)
-        mean = x.mean(over, dtype=wide)
-        variance = (x * near).mean(over, dtype=wide) - mean.square()
+        pixels = x.shape[2] * x.shape[3]
+        total, product = fitwise.sums(near, x, torch.zeros_like(gamma))
+        mean = total / pixels  # of `near` as of x
+        variance = product / pixels - mean.square()
         root = torch.rsqrt(variance.clamp_(min=0) + EPS)
         scale = gamma * root
         ctx.save_for_backward(x, near, mean, root, scale)
@@ -208,8 +203,7 @@ class _NormSmoothed(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, near, mean, root, scale = ctx.saved_tensors
         pixels = x.shape[2] * x.shape[3]
-        beta = dy.sum((2, 3), dtype=scale.dtype)
-        product = (dy * x).sum((2, 3), dtype=scale.dtype) - mean * beta  # sum of dy c
+        beta, product = fitwise.sums(dy, x, mean)
         share = scale * root.square() * product / pixels
         dx = fitwise.affine(dy, scale, share * mean - scale * beta / pixels)
         dx -= fitwise.affine(near, share, torch.zeros_like(share))
@@ -231,11 +225,5 @@ def norm(x: Tensor, gamma: Tensor, beta: Tensor, smooth: bool) -> Tensor:
 def _depthwise(x: Tensor, kernel: Tensor, margin: int = 0) -> Tensor:
     """Filter each channel of x with one 3x3 kernel."""
     channels = x.shape[1]
-    weight = _constant(kernel, x.device, x.dtype).expand(channels, 1, 3, 3)
+    weight = constant(kernel, x.device, x.dtype).expand(channels, 1, 3, 3)
     return F.conv2d(x, weight, padding=margin, groups=channels)
-
-
-@functools.cache
-def _constant(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return constants where they are needed, copied there once."""
-    return values.to(device, dtype)

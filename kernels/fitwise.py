@@ -3,9 +3,12 @@
 With one fit nothing is cut out or put together: that would cost copies in the backward pass.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flashdip.kernels.opset import EPS
 
@@ -17,6 +20,78 @@ def conv(x: Tensor, weight: Tensor, stride: int = 1, margin: int = 0) -> Tensor:
     return torch.cat(
         [F.conv2d(x[f : f + 1], w, None, stride, margin) for f, w in enumerate(weight)]
     )
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply the channels of each pixel, x [F, I, H, W], by the fit's weights [F, O, I]."""
+    y: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Product(torch.autograd.Function):
+    """See `product`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return multiply(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        dx = multiply(dy, weight.mT) if ctx.needs_input_grad[0] else None
+        return dx, weight_gradient(dy, x)
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute `product`, without a record for autograd.
+
+    Each line of pixels is convolved as an image of its own. That changes nothing but the library:
+    torch hands matrix products, and 1x1 convolutions of a single image on one thread, to its BLAS
+    in float32; in oneDNN they are 2.4 times as fast on a Zen 5 core (measured).
+    """
+    parts = [F.conv2d(_lines(own), w[:, :, None, None]) for own, w in zip(x, weight, strict=True)]
+    pixels = [y.permute(0, 2, 3, 1).flatten(0, 1)[None] for y in parts]  # [1, H, W, O]
+    return _joined(pixels).permute(0, 3, 1, 2)
+
+
+def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of `product`'s weights, [F, O, I]."""
+    parts = []
+    for of, own in zip(dy, x, strict=True):
+        weight = own.new_empty(len(of), len(own), 1, 1)
+        parts.append(_gradients(_lines(of), _lines(own), weight, (False, True))[1])
+    return torch.stack(parts).flatten(2)
+
+
+def conv_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of `conv`'s weights, at stride 1 and without a margin."""
+    parts = zip(dy.split(1), x.split(1), weight, strict=True)
+    return torch.stack([_gradients(*part, (False, True))[1] for part in parts])
+
+
+def conv_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of `conv`'s map, at stride 1 and without a margin."""
+    parts = zip(dy.split(1), x.split(1), weight, strict=True)
+    return _joined([_gradients(*part, (True, False))[0] for part in parts])
+
+
+def _gradients(dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor]:
+    """Return the gradients of a map and of weights [O, I, k, l], of those that are wanted."""
+    gradients: list[Tensor] = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (*wanted, False)
+    )
+    return gradients
+
+
+def _lines(x: Tensor) -> Tensor:
+    """View a map [C, H, W] as H images of one line, [H, C, 1, W]."""
+    return x.permute(1, 0, 2)[:, :, None]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -31,6 +106,21 @@ def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     )
 
 
+def sums(y: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over (H, W) of y and of y (x - mean), [F, C] in the type of `mean`.
+
+    A norm's backward pass takes both in one go, without a product of maps.
+    """
+    one = torch.ones_like(mean[0])
+    parts = [
+        torch.ops.aten.native_batch_norm_backward(
+            of, own, one, None, None, centre, one, True, EPS, (False, True, True)
+        )
+        for of, own, centre in zip(y.split(1), x.split(1), mean, strict=True)
+    ]
+    return torch.stack([part[2] for part in parts]), torch.stack([part[1] for part in parts])
+
+
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Return x scale + shift, rounded once; x is [F, C, H, W], the others [F, C] in float32.
 
@@ -41,4 +131,4 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         F.batch_norm(x[f : f + 1], still, one, scale[f], shift[f], False, eps=0.0)
         for f in range(len(x))
     ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _joined(parts)

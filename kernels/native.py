@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdip.kernels import enlarged, fitwise, reference
+from flashdip.kernels import enlarged, fitwise, reference, thin
 from flashdip.kernels.opset import SLOPE, Activation, Down, Pad, Up
+
+_THIN = 16  # a map of fewer channels lies in planes: norms pass over a few long rows faster
 
 
 def perturb(
@@ -115,10 +117,21 @@ def adam(
     eps: float,
 ) -> None:
     """Update parameters and moments in place; see `OpSet.adam`."""
-    moment1.lerp_(gradients, 1 - betas[0])
-    moment2.mul_(betas[1]).addcmul_(gradients, gradients, value=1 - betas[1])
-    root = torch.sqrt(moment2).mul_((1 - betas[1] ** step) ** -0.5).add_(eps)
-    parameters.addcdiv_(moment1, root, value=-rate / (1 - betas[0] ** step))
+    torch._fused_adam_(
+        [parameters],
+        [gradients],
+        [moment1],
+        [moment2],
+        [],
+        [torch.tensor(float(step), device=parameters.device)],
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
@@ -126,6 +139,9 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
     margin = (weight.shape[-1] - 1) // 2
     if margin == 0 and stride == 1:
         return _pointwise(x, weight)
+    if x.shape[1] < _THIN and stride == 1:
+        x = F.pad(x, (margin,) * 4, mode="reflect" if pad == "reflection" else "constant")
+        return thin.conv(x, weight)
     if pad == "reflection":
         x, margin = F.pad(x, (margin,) * 4, mode="reflect"), 0
     return fitwise.conv(x, weight, stride, margin)
@@ -133,12 +149,17 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
 
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve 1x1: a matrix product, in whose passes nothing is laid out anew."""
+    # A product with few channels on either side is bound by memory, and BLAS does as well.
+    if x.dtype == torch.float32 and x.is_cpu and min(weight.shape[1:3]) >= _THIN:
+        return fitwise.product(x, weight.flatten(2))
     rows = x.permute(0, 2, 3, 1)  # [F, H, W, I], contiguous
     if len(x) == 1:
         y = F.linear(rows, weight.reshape(weight.shape[1:3]))
     else:
-        y = torch.einsum("fhwi,foi->fhwo", rows, weight.flatten(2))
-    return y.permute(0, 3, 1, 2)
+        own = zip(rows.split(1), weight.flatten(2), strict=True)
+        y = torch.cat([F.linear(row, w) for row, w in own])
+    y = y.permute(0, 3, 1, 2)
+    return y.contiguous() if y.shape[1] < _THIN else y
 
 
 def _activate(x: Tensor, act: Activation) -> Tensor:
