@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flashdip.bench import schema
+from flashdip.bench.show import number
 from flashdip.engine.errors import InputError
 from flashdip.engine.files import one_line
 from flashdip.engine.html import page
@@ -89,7 +90,7 @@ def _cells(result: Mapping[str, Any], most: float) -> Iterable[str]:
     own = [row["ratio"] for row in result["results"] if best.items() <= row["parameters"].items()]
     ratio = own[0] if own else None
     yield escape(machine["hardware"]["device"])
-    yield f"{score[_SCORE]:.4g}"
+    yield number(score[_SCORE])
     yield (
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
         f'aria-label="{width:.0f} % of the best"><rect width="{width:.2f}" height="8"/></svg>'
@@ -97,7 +98,7 @@ def _cells(result: Mapping[str, Any], most: float) -> Iterable[str]:
     yield escape(score["backend"])
     yield escape(score["precision"])
     yield str(score["fits"])
-    yield ", ".join("-" if rate is None else f"{rate:.3g}" for rate in rates)
+    yield ", ".join("-" if rate is None else number(rate, 3) for rate in rates)
     yield "-" if score["watts"] is None else f"{score['watts']:.0f}"
     yield f"{score['sustained']['kept']:.0%}"
     yield "-" if ratio is None else f"{ratio:.1f}x"

@@ -80,6 +80,7 @@ def _print(found: "Profile", directory: Path) -> None:
     from flashdip.bench import show
     from flashdip.bench.advice import advice
     from flashdip.bench.profile_page import cells
+    from flashdip.bench.show import number
 
     record, console = found.record, show.console()
     table = Table(box=MARKDOWN)
@@ -94,13 +95,14 @@ def _print(found: "Profile", directory: Path) -> None:
     waits = {name: sum(each.values()) for name, each in record["waits"].items()}
     launches = "" if gaps["launches"] is None else f"; {gaps['launches']:.0f} kernels"
     for line in (
-        f"an iteration: {step['ms']:.4g} ms, under the profiler {step['profiled_ms']:.4g} ms",
-        f"gaps: {gaps['ms']:.3g} ms ({gaps['share']:.1%}){launches}",
+        f"an iteration: {number(step['ms'])} ms, under the profiler "
+        f"{number(step['profiled_ms'])} ms",
+        f"gaps: {number(gaps['ms'], 3)} ms ({gaps['share']:.1%}){launches}",
         f"the host waited {waits['in_iterations']} times within iterations, "
         f"{waits['in_readings']} times at readings",
         f"allocator: {allocator['allocations']:.0f} allocations an iteration, "
-        f"{allocator['bytes'] / 1e6:.4g} MB; at most {allocator['peak_bytes'] / 1e6:.4g} MB above "
-        "the start",
+        f"{number(allocator['bytes'] / 1e6)} MB; at most "
+        f"{number(allocator['peak_bytes'] / 1e6)} MB above the start",
         f"written: {', '.join(str(directory / name) for name in FILES)}",
         "what should I fix first?",
         *advice(record),

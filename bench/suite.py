@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from flashdip.bench.cases import Bench
@@ -56,6 +56,8 @@ def compare(
 ) -> dict[str, Any]:
     """Measure variants in turns; those that cannot be set up or take too long are left out.
 
+    Where there is no time for `FEWEST` rounds of all, the slowest are left out until there is.
+
     Args:
         made: How each is made, and how many iterations of one fit its step makes.
         plan: How long.
@@ -68,78 +70,164 @@ def compare(
         "samples", and "ratio": how many times as fast as the baseline), "setup" and "first_step" in
         seconds, "memory" in bytes, "joules" an iteration of one fit, "watts" and "facts"; and
         "left_out" by name, with the reason.
-
-    Raises:
-        TimeoutError: There is no time for `FEWEST` rounds.
     """
-    start = start or worker
     deadline = time.monotonic() + plan.seconds
     rows: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        running: dict[str, Worker] = {}
-        seconds: dict[str, float] = {}
-        for name, ((make, arguments), _) in made.items():
-            allowed = min(plan.setup, deadline - time.monotonic())
+        entries: dict[str, _Entry] = {}
+        fewest = min(FEWEST, plan.rounds)
+        for name, (how, fits) in made.items():
+            kept = fewest * sum(each.turn for each in entries.values())  # for those before it
+            allowed = min(plan.setup, deadline - time.monotonic() - kept)
             if allowed <= 0:
                 left_out[name] = "no time was left for it"
                 continue
             try:
-                with contextlib.ExitStack() as own:
-                    each = own.enter_context(start(make, *arguments, limit=max(1.0, allowed)))
-                    first = each.seconds(steps=1, warmup=0)
-                    seconds[name] = first
-                    if plan.warm:
-                        short = first < plan.block
-                        seconds[name] = each.seconds(steps=3 if short else 1, warmup=int(short))
-                    stack.push(own.pop_all())
+                entries[name] = _set_up(how, fits, plan, stack, start or worker, allowed)
             except TimeoutError:
                 left_out[name] = f"no first step within {allowed:.0f} s: cut"
             except Exception as error:  # out of memory, most likely; the others are to go on
                 left_out[name] = one_line(f"{type(error).__name__}: {error}")
-            else:
-                running[name] = each
-                rows[name] = {"setup": each.setup, "first_step": first}
 
-        if not running:
+        metered = 0.0 if meter is None else plan.energy_block
+        left = _leave_out(entries, left_out, fewest, metered, deadline)
+        if not entries:
             return {"rows": {}, "left_out": left_out}
-        block = plan.block if plan.warm else 0.0
-        counts = {name: max(1, math.ceil(block / seconds[name])) for name in running}
-        # A step that is longer than a block warms itself.
-        warmups = {n: math.ceil(0.1 * c) if seconds[n] < block else 0 for n, c in counts.items()}
-
-        def timer(name: str) -> Callable[[], float]:
-            options = {"steps": counts[name], "warmup": warmups[name]}
-            return lambda: running[name].seconds(**options) / made[name][1]
-
         begun = time.monotonic()
-        left = deadline - begun
-        if meter is not None:
-            left -= sum(max(plan.energy_block, seconds[name]) for name in running)
 
         def over(done: int) -> bool:
             spent = time.monotonic() - begun
-            return spent + spent / done > left  # no other round would fit
+            return done >= FEWEST and spent + spent / done > left  # no other round would fit
+
+        def timer(name: str) -> Callable[[], float]:
+            def sample() -> float:
+                if name in left_out:
+                    return math.nan
+                try:
+                    return entries[name].sample()
+                except Exception as error:  # as above
+                    left_out[name] = one_line(f"{type(error).__name__}: {error}")
+                    return math.nan
+
+            return sample
 
         timings = take_turns(
-            {name: timer(name) for name in running},
+            {name: timer(name) for name in entries},
             rounds=plan.rounds,
-            baseline=baseline if baseline in running else None,
+            baseline=baseline if baseline in entries else None,
             over=over,
         )
-        done = next(iter(timings.values())).n
-        if done < min(FEWEST, plan.rounds):
-            turn = (time.monotonic() - begun) / done
-            raise TimeoutError(f"no time left for {FEWEST} rounds of {turn:.1f} s: {left_out}")
-        for name, each in running.items():
-            rows[name] |= asdict(timings[name]) | {"memory": each.memory(), "facts": each.facts()}
+        for name, each in entries.items():
+            if name in left_out:
+                continue
+            timing = (
+                timings[name] if baseline not in left_out else replace(timings[name], ratio=None)
+            )
+            rows[name] = {"setup": each.worker.setup, "first_step": each.first} | asdict(timing)
+            rows[name] |= {"memory": each.worker.memory(), "facts": each.worker.facts()}
             if meter is not None:
-                count = max(1, math.ceil(plan.energy_block / seconds[name]))
-                before = meter()
-                taken = each.seconds(steps=count, warmup=0)
-                used = (meter() - before) / count
-                rows[name] |= {"joules": used / made[name][1], "watts": used / taken}
+                rows[name] |= each.energy(meter, plan.energy_block)
     return {"rows": rows, "left_out": left_out}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A variant in its worker, set up and warm.
+
+    Attributes:
+        worker: That runs it.
+        end: Ends the worker.
+        fits: Iterations of one fit that a step makes.
+        first: Seconds of the first step.
+        step: Seconds of another one.
+        count: Steps of a sample.
+        warmup: Untimed steps before it.
+    """
+
+    worker: Worker
+    end: Callable[[], None]
+    fits: int
+    first: float
+    step: float
+    count: int
+    warmup: int
+
+    @property
+    def turn(self) -> float:
+        """Seconds of a sample, with what comes before it."""
+        return (self.count + self.warmup) * self.step
+
+    def sample(self) -> float:
+        """Return the mean seconds of an iteration of one fit, over one block."""
+        return self.worker.seconds(steps=self.count, warmup=self.warmup) / self.fits
+
+    def energy(self, meter: Callable[[], float], block: float) -> dict[str, float]:
+        """Return joules of an iteration of one fit, and watts, over a block of so many seconds."""
+        count = max(1, math.ceil(block / self.step))
+        before = meter()
+        taken = self.worker.seconds(steps=count, warmup=0)
+        used = (meter() - before) / count
+        return {"joules": used / self.fits, "watts": used / taken}
+
+
+def _set_up(
+    made: Make,
+    fits: int,
+    plan: Plan,
+    stack: contextlib.ExitStack,
+    start: Callable[..., contextlib.AbstractContextManager[Worker]],
+    limit: float,
+) -> _Entry:
+    """Start a variant in its worker, make its first steps, and choose how it is sampled."""
+    make, arguments = made
+    deadline = time.monotonic() + limit
+    with contextlib.ExitStack() as own:
+        running = own.enter_context(start(make, *arguments, limit=max(1.0, limit)))
+        running.limit = max(1.0, deadline - time.monotonic())
+        first = step = running.seconds(steps=1, warmup=0)
+        if plan.warm:
+            short = first < plan.block
+            running.limit = max(1.0, deadline - time.monotonic())
+            step = running.seconds(steps=3 if short else 1, warmup=int(short))
+        running.limit = limit
+        end = stack.enter_context(own.pop_all()).close
+    block = plan.block if plan.warm else 0.0
+    count = max(1, math.ceil(block / step))
+    # A step that is longer than a block warms itself.
+    warmup = math.ceil(0.1 * count) if step < block else 0
+    return _Entry(running, end, fits, first, step, count, warmup)
+
+
+def _leave_out(
+    entries: dict[str, _Entry],
+    left_out: dict[str, str],
+    rounds: int,
+    metered: float,
+    deadline: float,
+) -> float:
+    """End the slowest entries until so many rounds of the others fit; return the seconds left.
+
+    Args:
+        entries: By name; what is ended is taken out.
+        left_out: Is told why, by name.
+        rounds: That there have to be.
+        metered: Seconds over which the energy of each is measured afterwards; 0: it is not.
+        deadline: On the clock of `time.monotonic`.
+    """
+    while True:
+        left = deadline - time.monotonic()
+        if metered:
+            left -= sum(max(metered, each.step) for each in entries.values())
+        needed = rounds * sum(each.turn for each in entries.values())
+        if needed <= left or not entries:
+            return left
+        slowest = max(entries, key=lambda name: entries[name].turn)
+        left_out[slowest] = (
+            f"{rounds} rounds of {', '.join(entries)} need {needed:.0f} s, and "
+            f"{max(left, 0.0):.0f} s were left: the slowest is left out"
+        )
+        entries.pop(slowest).end()
 
 
 def results(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from flashdip import cli
-from flashdip.bench import ceilings, scenarios, schema, score, suite
+from flashdip.bench import ceilings, scenarios, schema, score, show, suite
 from flashdip.bench.cases import Bench
 from flashdip.bench.ceilings import Ceilings
 from flashdip.bench.measure import Variant, clock
+from flashdip.engine.errors import UnavailableError
 
 LIMITS = Ceilings(1e10, {"fp32": 1e11, "bf16": 1e11})
 GATE = {"output, fp32": {"error": 1e-7, "allowed": 1e-4}}
@@ -147,6 +149,51 @@ def test_the_score_is_that_of_the_best_number_of_fits(
     assert made["watts"] == pytest.approx(100 / steady["seconds"])
     names = [row["name"] for row in found["results"]]
     assert names[0] == "published" and len(names) == 4
+    assert show.score(made).startswith("score: 666.7 restorations an hour, 512x512, balanced")
+    assert "200 at 256, 100 at 512; " in show.score(made)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    ("seconds", "left_out"),
+    [
+        (250.0, []),
+        (100.0, ["published", "balanced 1024, F = 1"]),
+        (
+            45.0,
+            ["published", "balanced 512, F = 2", "balanced 256, F = 1", "balanced 1024, F = 1"],
+        ),
+        (35.0, None),
+    ],
+)
+def test_a_score_keeps_to_its_time(
+    seconds: float, left_out: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is scored comes first, then the published loop and the other sizes."""
+    monkeypatch.setattr("time.monotonic", time.perf_counter)
+
+    def balanced(size: int, device: Any, backend: str, precision: str, fits: int) -> Bench:
+        name = f"balanced {size}, F = {fits}"
+        return bench(name, (size / 512) ** 2 * fits, fits=fits, network="balanced", size=size)
+
+    monkeypatch.setattr(score, "balanced", balanced)
+    monkeypatch.setattr(score, "yardsticks", lambda size, device: [bench("published", 12.0)])
+    monkeypatch.setattr(score, "step_work", lambda bench: None)
+    begun = time.perf_counter()
+    options: dict[str, Any] = {"seconds": seconds, "sustained": 20.0}
+    scored = partial(score.run, torch.device("cpu"), "native", "fp32", LIMITS, **options)
+    if left_out is None:
+        with pytest.raises(UnavailableError, match="no score, balanced 512, F = 1 could not"):
+            scored()
+    else:
+        found, made = scored()
+        assert list(found["left_out"]) == left_out
+        reasons = found["left_out"].values()
+        assert all(re.search(r" \d+ s were left: |no time was left|s: cut$", r) for r in reasons)
+        assert [row["name"] for row in found["results"]][-1].startswith("balanced")
+        assert made["restorations_per_hour"] == pytest.approx(4)
+        assert made["sustained"]["seconds"] == 20
+    assert time.perf_counter() - begun < seconds
 
 
 def test_backends_are_chosen_by_name_and_precision() -> None:
