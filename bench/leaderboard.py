@@ -12,6 +12,8 @@ from flashdip.engine.files import one_line
 from flashdip.engine.html import page
 
 _STYLE = """
+div.wide { overflow-x: auto; }
+th, td { overflow-wrap: normal; }
 td.number, th.number { text-align: right; }
 svg.bar { width: 12rem; height: 0.8rem; }
 svg.bar rect { fill: var(--first); }
@@ -66,9 +68,9 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     if ranked:
         most = ranked[0]["score"][_SCORE]
-        body += ["<table>", _row("th", _COLUMNS)]
+        body += ['<div class="wide"><table>', _row("th", _COLUMNS)]
         body += [_row("td", _cells(each, most)) for each in ranked]
-        body.append("</table>")
+        body.append("</table></div>")
     else:
         body.append("<p>Nobody has contributed a result yet.</p>")
     body.append(

@@ -10,6 +10,7 @@ from flashdip.bench.show import number
 from flashdip.engine.html import page
 
 _STYLE = """
+div.wide { overflow-x: auto; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 svg.bar { width: 10rem; height: 0.8rem; }
 svg.bar .took { fill: var(--line); }
@@ -86,7 +87,7 @@ def _times(found: Mapping[str, int]) -> str:
 
 def _table(parts: Sequence[Mapping[str, Any]]) -> str:
     longest = max((part["ms"] for part in parts), default=0.0) or 1.0
-    lines = ["<table>", _row("th", _TITLES)]
+    lines = ['<div class="wide"><table>', _row("th", _TITLES)]
     for part in parts:
         took = 100 * part["ms"] / longest
         least = min(took, 100 * (part["roof_ms"] or 0.0) / longest)
@@ -97,7 +98,7 @@ def _table(parts: Sequence[Mapping[str, Any]]) -> str:
         )
         texts = [escape(text) for text in cells(part)]
         lines.append(_row("td", [*texts[:4], bar, *texts[4:]]))
-    return "\n".join([*lines, "</table>"])
+    return "\n".join([*lines, "</table></div>"])
 
 
 def _row(tag: str, texts: Iterable[str]) -> str:
