@@ -205,6 +205,8 @@ def compare(
         for line in comparison.software(base, result):
             console.print(line, soft_wrap=True)
         console.print(show.changes(changes))
+        for line in comparison.unmatched({name: base, other: result}):
+            console.print(line, soft_wrap=True)
         slower = slower or any(change.verdict == "slower" for change in changes)
     if picture is not None:
         with atomic(picture, force=force) as temporary:

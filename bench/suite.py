@@ -18,6 +18,7 @@ from flashdip.bench.measure import Timing, Variant, Worker, take_turns, worker
 from flashdip.bench.work import Work, roof, total
 from flashdip.engine.files import one_line
 
+PATIENCE = 10.0  # times what a sample should take; then its worker hangs
 FEWEST = 3  # rounds; with less there is no spread to tell
 ENERGY = ("joules", "watts")
 
@@ -56,7 +57,8 @@ def compare(
 ) -> dict[str, Any]:
     """Measure variants in turns; those that cannot be set up or take too long are left out.
 
-    Where there is no time for `FEWEST` rounds of all, the slowest are left out until there is.
+    Where there is no time for `FEWEST` rounds of all, samples are shorter, and if that does not do,
+    the slowest are left out.
 
     Args:
         made: How each is made, and how many iterations of one fit its step makes.
@@ -78,7 +80,7 @@ def compare(
         entries: dict[str, _Entry] = {}
         fewest = min(FEWEST, plan.rounds)
         for name, (how, fits) in made.items():
-            kept = fewest * sum(each.turn for each in entries.values())  # for those before it
+            kept = fewest * sum(each.step for each in entries.values())  # for those before it
             allowed = min(plan.setup, deadline - time.monotonic() - kept)
             if allowed <= 0:
                 left_out[name] = "no time was left for it"
@@ -190,13 +192,14 @@ def _set_up(
             short = first < plan.block
             running.limit = max(1.0, deadline - time.monotonic())
             step = running.seconds(steps=3 if short else 1, warmup=int(short))
-        running.limit = limit
         end = stack.enter_context(own.pop_all()).close
     block = plan.block if plan.warm else 0.0
     count = max(1, math.ceil(block / step))
     # A step that is longer than a block warms itself.
     warmup = math.ceil(0.1 * count) if step < block else 0
-    return _Entry(running, end, fits, first, step, count, warmup)
+    entry = _Entry(running, end, fits, first, step, count, warmup)
+    running.limit = max(limit, PATIENCE * max(entry.turn, plan.energy_block))
+    return entry
 
 
 def _leave_out(
@@ -206,10 +209,12 @@ def _leave_out(
     metered: float,
     deadline: float,
 ) -> float:
-    """End the slowest entries until so many rounds of the others fit; return the seconds left.
+    """Fit so many rounds into the time, or leave out the slowest; return the seconds left.
+
+    Samples become shorter first, single steps at last.
 
     Args:
-        entries: By name; what is ended is taken out.
+        entries: By name; they are replaced, and what is ended is taken out.
         left_out: Is told why, by name.
         rounds: That there have to be.
         metered: Seconds over which the energy of each is measured afterwards; 0: it is not.
@@ -222,9 +227,15 @@ def _leave_out(
         needed = rounds * sum(each.turn for each in entries.values())
         if needed <= left or not entries:
             return left
-        slowest = max(entries, key=lambda name: entries[name].turn)
+        least = rounds * sum(each.step for each in entries.values())
+        if least <= left:
+            for name, each in entries.items():
+                count = max(1, math.floor(each.count * left / needed))
+                entries[name] = replace(each, count=count, warmup=min(each.warmup, count - 1))
+            continue
+        slowest = max(entries, key=lambda name: entries[name].step)
         left_out[slowest] = (
-            f"{rounds} rounds of {', '.join(entries)} need {needed:.0f} s, and "
+            f"{rounds} rounds of {', '.join(entries)} need {least:.0f} s, and "
             f"{max(left, 0.0):.0f} s were left: the slowest is left out"
         )
         entries.pop(slowest).end()

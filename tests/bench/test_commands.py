@@ -159,10 +159,7 @@ def test_the_score_is_that_of_the_best_number_of_fits(
     [
         (250.0, []),
         (100.0, ["published", "balanced 1024, F = 1"]),
-        (
-            45.0,
-            ["published", "balanced 512, F = 2", "balanced 256, F = 1", "balanced 1024, F = 1"],
-        ),
+        (45.0, ["published", "balanced 512, F = 2", "balanced 1024, F = 1"]),
         (35.0, None),
     ],
 )

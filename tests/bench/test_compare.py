@@ -155,6 +155,16 @@ def test_bad_input_gets_one_line(run: Run, line: str, said: str) -> None:
     assert said in err
 
 
+def test_rows_of_one_result_alone_are_named(run: Run) -> None:
+    result = json.loads(Path("base.json").read_text())
+    (row,) = (row for row in result["results"] if row["name"] == "native")
+    result["results"].remove(row)
+    Path("less.json").write_text(json.dumps(result))
+    for files in (("base.json", "less.json"), ("less.json", "base.json")):
+        code, out, _ = run("compare", *files)
+        assert (code, out.splitlines()[-1]) == (0, "only in base.json: native")
+
+
 def test_a_file_is_the_same_as_itself(run: Run) -> None:
     code, out, _ = run("compare", "base.json", "base.json", "--picture", "same.png")
     assert code == 0

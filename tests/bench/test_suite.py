@@ -119,6 +119,16 @@ def test_time_is_kept(start: Callable[..., Any], clock: list[float]) -> None:
     assert (result["rows"], set(result["left_out"])) == ({}, set(variants))
 
 
+def test_samples_are_shorter_before_anything_is_left_out(
+    start: Callable[..., Any], clock: list[float]
+) -> None:
+    variants = {name: made(0.1) for name in ("published", "native", "reference")}
+    result = compare(variants, Plan(12.0, block=1.5), start=start)
+    assert (list(result["rows"]), result["left_out"]) == (list(variants), {})
+    assert all(row["n"] >= FEWEST for row in result["rows"].values())
+    assert clock[0] < 12
+
+
 @pytest.mark.parametrize("bad", ["published", "quick"])
 def test_what_fails_later_does_not_hold_the_others_up(
     bad: str, start: Callable[..., Any], clock: list[float]
