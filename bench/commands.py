@@ -93,6 +93,10 @@ def restore(
         plan = Plan(seconds, rounds, setup=seconds / 2, warm=False)
         return results(benches, plan, meter=meter, tell=_tell), None
 
+    from flashdip.engine.presets import preset
+
+    for name in presets.split(","):
+        preset("denoise", name)  # a wrong name is to be told before anything is measured
     _run("restore", device, measure, output, force, as_json, backend)
 
 

@@ -102,6 +102,24 @@ def test_json_is_all_there_is_on_stdout(run: Run, monkeypatch: pytest.MonkeyPatc
     assert result["results"][0]["seconds"]["n"] == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("step --backends native:zz", "precision: expected one of"),
+        ("gpu --backend nothing", "backend: expected one of"),
+        ("gpu --seconds 30 --sustained 30", "--sustained: expected fewer than --seconds, 30, got"),
+        ("restore --presets nope", "preset: expected"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    run: Run, line: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "ceilings", None)
+    code, out, err = run(*line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"flashdip: error: {said}")
+
+
 def test_nothing_measured_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong() -> dict[str, Any]:
         raise RuntimeError("out of memory")
