@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flashdip.bench.show import number
+
 MOST = 5  # lines
 
 
@@ -25,15 +27,16 @@ def advice(record: Mapping[str, Any]) -> list[str]:
             gain = max(0.0, part["ms"] - part["roof_ms"])
             at = f"at {part['roof_share']:.1%} of its roof"
         name = f"{part['name']} {part['pass']}".strip()
-        gains.append((gain, f"{name}: {part['ms']:.3g} ms, {at}"))
+        gains.append((gain, f"{name}: {number(part['ms'], 3)} ms, {at}"))
     gap = record["gaps"]
     where = (
         "between operations, in Python and in torch's dispatch"
         if gap["launches"] is None
         else f"between kernels, {gap['launches']:.0f} launches an iteration"
     )
-    gains.append((gap["ms"], f"gaps: {gap['ms']:.3g} ms {where}"))
+    gains.append((gap["ms"], f"gaps: {number(gap['ms'], 3)} ms {where}"))
     gains.sort(key=lambda pair: -pair[0])
     for gain, line in gains[: MOST - len(lines)]:
-        lines.append(f"{line}: at most {gain:.3g} ms ({gain / whole:.0%} of the step) to gain")
+        most = f"at most {number(gain, 3)} ms ({gain / whole:.0%} of the step) to gain"
+        lines.append(f"{line}: {most}")
     return [f"{number}. {line}" for number, line in enumerate(lines, 1)]

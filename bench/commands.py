@@ -1,6 +1,7 @@
 """`flashdip bench`: benchmarks for people; `scenarios`, `ops` and `score` hold what is measured."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +42,7 @@ def step(
         typer.Option(metavar="NAME[:PRECISION],...", help="All that can run here, if not given."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="The most samples of each row.")] = 15,
-    seconds: Annotated[float, typer.Option(help="That it may take, set-up included.")] = 210.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Of measuring, set-up included.")] = 210.0,
     device: Device = "auto",
     output: Output = None,
     force: Force = False,
@@ -54,7 +55,8 @@ def step(
 
     def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
         from flashdip.bench import scenarios
-        from flashdip.bench.suite import Plan, results
+        from flashdip.bench.suite import results
+        from flashdip.bench.turns import Plan
 
         listed = backends.split(",") if backends else scenarios.default_backends(place)
         benches = scenarios.steps(size, place, listed, counts)
@@ -73,7 +75,7 @@ def restore(
     presets: Annotated[str, typer.Option(help="For denoising, with commas.")] = "quick,balanced",
     backend: Backend = "auto",
     rounds: Annotated[int, typer.Option(min=3, help="Restorations in each row.")] = 5,
-    seconds: Annotated[float, typer.Option(help="That it may take, set-up included.")] = 900.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Of measuring, set-up included.")] = 900.0,
     device: Device = "auto",
     output: Output = None,
     force: Force = False,
@@ -86,13 +88,18 @@ def restore(
 
     def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
         from flashdip.bench import scenarios
-        from flashdip.bench.suite import Plan, results
+        from flashdip.bench.suite import results
+        from flashdip.bench.turns import Plan
 
         benches = scenarios.restorations(size, target, place, backend, presets.split(","))
         plan = Plan(seconds, rounds, setup=seconds / 2, warm=False)
         return results(benches, plan, meter=meter, tell=_tell), None
 
-    _run("restore", device, measure, output, force, as_json)
+    from flashdip.engine.presets import preset
+
+    for name in presets.split(","):
+        preset("denoise", name)  # a wrong name is to be told before anything is measured
+    _run("restore", device, measure, output, force, as_json, backend)
 
 
 @app.command()
@@ -133,10 +140,10 @@ def kernels(
 @app.command()
 def gpu(
     backend: Backend = "auto",
-    seconds: Annotated[
-        float, typer.Option(help="That each size may take at most, set-up included.")
-    ] = 300.0,
-    sustained: Annotated[float, typer.Option(help="Seconds of the run without a pause.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=1, help="That everything may take.")] = 300.0,
+    sustained: Annotated[
+        float, typer.Option(min=0, help="Seconds of the run without a pause, at the end.")
+    ] = 30.0,
     device: Device = "auto",
     output: Output = None,
     force: Force = False,
@@ -147,6 +154,8 @@ def gpu(
     Example: flashdip bench gpu -o bench/results/NAME.json
     """
 
+    begun = time.monotonic()
+
     def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
         from flashdip.bench import scenarios, score
 
@@ -156,12 +165,16 @@ def gpu(
             own,
             precision,
             ceilings,
-            seconds=seconds,
+            seconds=begun + seconds - time.monotonic(),
             sustained=sustained,
             meter=meter,
             tell=_tell,
         )
 
+    if not sustained < seconds:
+        raise ConfigError(
+            f"--sustained: expected fewer than --seconds, {seconds:g}, got {sustained:g}"
+        )
     _run("gpu", device, measure, output, force, as_json, backend)
 
 
@@ -236,10 +249,9 @@ def compare(
         raise ConfigError(f"compare: expected two results or more, got {len(files)}")
     if picture is not None:
         check_writable(picture, force=force)
-    results = {str(path): schema.read(path) for path in files}
+    (name, base), *others = results = [(str(path), schema.read(path)) for path in files]
     if not across_machines:
-        comparison.require_one_machine(results)
-    (name, base), *others = results.items()
+        comparison.require_one_machine(dict(results))
     console, slower = show.console(), False
     for other, result in others:
         changes = comparison.compare(base, result)
@@ -247,10 +259,12 @@ def compare(
         for line in comparison.software(base, result):
             console.print(line, soft_wrap=True)
         console.print(show.changes(changes))
+        for line in comparison.unmatched({name: base, other: result}):
+            console.print(line, soft_wrap=True)
         slower = slower or any(change.verdict == "slower" for change in changes)
     if picture is not None:
         with atomic(picture, force=force) as temporary:
-            comparison.draw(temporary, list(results), list(results.values()))
+            comparison.draw(temporary, *zip(*results, strict=True))
     if slower:
         raise typer.Exit(1)
 
@@ -279,7 +293,7 @@ def leaderboard(
     target = output or directory / "leaderboard.html"
     with atomic(target, force=True) as temporary:
         temporary.write_text(board.draw(results), encoding="utf-8")
-    typer.echo(f"{len(results)} results, drawn into {target}")
+    typer.echo(f"results: {len(results)}, drawn into {target}")
 
 
 def _run(
@@ -292,14 +306,15 @@ def _run(
     backends: str | None = None,
 ) -> None:
     """Measure ceilings and benches on a device; show or print the result, and write it."""
-    from flashdip.bench import ceilings, machine, schema, show
+    from flashdip.bench import ceilings, machine, scenarios, schema, show
     from flashdip.engine.backends import resolve_device
 
     if output is not None:
         check_writable(output, force=force)
     place = resolve_device(device)
     before = machine.state(place)
-    precisions = {*_precisions(place), *_named(backends)}
+    named = (scenarios.chosen(each, place)[1] for each in (backends or "auto").split(","))
+    precisions = {*_precisions(place), *named}
     _tell("measuring what the machine can do at most: a copy and matrix products")
     limits = ceilings.ceilings(place, sorted(precisions))
     try:
@@ -324,12 +339,6 @@ def _precisions(place: "torch.device") -> list[str]:
 
     own = {b.precision(place) for b in BACKENDS if place.type in b.devices}
     return ["fp32", *sorted(own - {"fp32"})]
-
-
-def _named(backends: str | None) -> set[str]:
-    """Return the precisions that are named in a list of NAME:PRECISION."""
-    entries = (entry.partition(":")[2] for entry in (backends or "").split(","))
-    return {precision for precision in entries if precision}
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:

@@ -137,6 +137,21 @@ def software(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def unmatched(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return which rows only one of the results has, one line each.
+
+    Args:
+        results: By name of the file.
+    """
+    names = {file: [row["name"] for row in each["results"]] for file, each in results.items()}
+    return [
+        f"only in {file}: {name}"
+        for file, own in names.items()
+        for name in own
+        if not all(name in others for others in names.values())
+    ]
+
+
 def draw(path: Path, names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> None:
     """Draw the rows of several results as bars, with p10 and p90, into a picture.
 

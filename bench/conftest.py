@@ -16,6 +16,7 @@ from flashdip.bench import ceilings, machine, suite
 from flashdip.bench.booking import LEDGER, book, device_of
 from flashdip.bench.cases import Bench
 from flashdip.bench.ceilings import Ceilings
+from flashdip.bench.turns import Plan
 from flashdip.engine.backends import BACKENDS
 
 STATE = pytest.StashKey[dict[str, Any]]()
@@ -88,7 +89,7 @@ def turns(request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
     def measure(group: str, **options: Any) -> dict[str, Any]:
         if group not in found:
             seconds = float(request.config.getoption("--bench-seconds"))
-            plan = suite.Plan(seconds, **options.pop("plan", {}))
+            plan = Plan(seconds, **options.pop("plan", {}))
             selected: list[tuple[str, Bench]] = [
                 getattr(item, "callspec").params["bench"]  # noqa: B009 (pytest types it away)
                 for item in request.session.items

@@ -26,9 +26,9 @@ from flashdip.bench.correct import judged, judged_plain
 from flashdip.bench.curves import BACKEND, ours
 from flashdip.bench.measure import Variant, worker
 from flashdip.bench.scenarios import chosen
-from flashdip.bench.suite import Judged, Plan, judge, results
+from flashdip.bench.suite import judge, results
+from flashdip.bench.turns import Plan
 from flashdip.bench.work import Work, count
-from flashdip.engine.files import one_line
 
 COMPILED_ROW = "compiled bf16, pages kept"
 JUDGED = 256  # pixels a side at most of the picture that shows whether a step is right
@@ -218,31 +218,15 @@ def run(
     for index, (group, own) in enumerate(zip(listed, judged_groups, strict=True)):
         rest = sum(each.weight for each in listed[index:])
         share = (deadline - time.monotonic()) * group.weight / rest
-        rows = _measured(group, own, share, rounds, ceilings, tell)
+        limits = {b.name: COMPILATION for b in group.benches if b.name.endswith(COMPILED_ROW)}
+        plan = Plan(share, rounds, block=BLOCK, setup=SETUP, limits=limits)
+        base = group.benches[0].name
+        rows = results(own, plan, work=step_work, ceilings=ceilings, baseline=base, tell=tell)
         found["results"] += [
             to_quality(row, group.fits) if group.fits else row for row in rows["results"]
         ]
         found["left_out"] |= rows["left_out"]
     return found
-
-
-def _measured(
-    group: Group,
-    own: Judged,
-    seconds: float,
-    rounds: int,
-    ceilings: Ceilings,
-    tell: Callable[[str], None],
-) -> dict[str, Any]:
-    base = group.benches[0].name
-    compiled = {b.name: COMPILATION for b in group.benches if b.name.endswith(COMPILED_ROW)}
-    plan = Plan(seconds, rounds, block=BLOCK, setup=SETUP, limits=compiled)
-    try:
-        return results(own, plan, work=step_work, ceilings=ceilings, baseline=base, tell=tell)
-    except (TimeoutError, RuntimeError) as error:  # RuntimeError: a worker was killed
-        advice = "give it more --seconds and memory, or smaller --sizes"
-        reason = one_line(f"{error}: {advice}", limit=1000)
-        return {"results": [], "left_out": own.left_out | {group.name: reason}}
 
 
 def step_work(bench: Bench) -> Mapping[tuple[str, str], Work]:

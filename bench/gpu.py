@@ -30,7 +30,7 @@ from flashdip.bench import baselines, gate, machine, rendering
 from flashdip.bench.cases import configuration
 from flashdip.bench.correct import WrongResultError
 from flashdip.bench.measure import worker
-from flashdip.bench.suite import Make, Plan, compare
+from flashdip.bench.turns import Make, Plan, compare
 from flashdip.engine.backends import TRITON
 from flashdip.engine.files import atomic, one_line
 
@@ -95,7 +95,7 @@ def variants(size: int, fits: int) -> dict[str, tuple[Make, int]]:
 
 
 def measured(made: Mapping[str, tuple[Make, int]], limit: float, energy: bool) -> dict[str, Any]:
-    """Measure variants for so many seconds; see `suite.compare`, and "tf32" beside it."""
+    """Measure variants for so many seconds; see `turns.compare`, and "tf32" beside it."""
     meter = machine.joules(torch.device("cuda")) if energy else None
     tf32 = {
         "convolutions": torch.backends.cudnn.allow_tf32,

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from flashdip.bench import schema
+from flashdip.bench.show import number
 from flashdip.engine.errors import InputError
 from flashdip.engine.files import one_line
 from flashdip.engine.html import page
 
 _STYLE = """
+div.wide { overflow-x: auto; }
+th, td { overflow-wrap: normal; }
 td.number, th.number { text-align: right; }
 svg.bar { width: 12rem; height: 0.8rem; }
 svg.bar rect { fill: var(--first); }
@@ -65,9 +68,9 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     if ranked:
         most = ranked[0]["score"][_SCORE]
-        body += ["<table>", _row("th", _COLUMNS)]
+        body += ['<div class="wide"><table>', _row("th", _COLUMNS)]
         body += [_row("td", _cells(each, most)) for each in ranked]
-        body.append("</table>")
+        body.append("</table></div>")
     else:
         body.append("<p>Nobody has contributed a result yet.</p>")
     body.append(
@@ -89,7 +92,7 @@ def _cells(result: Mapping[str, Any], most: float) -> Iterable[str]:
     own = [row["ratio"] for row in result["results"] if best.items() <= row["parameters"].items()]
     ratio = own[0] if own else None
     yield escape(machine["hardware"]["device"])
-    yield f"{score[_SCORE]:.4g}"
+    yield number(score[_SCORE])
     yield (
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
         f'aria-label="{width:.0f} % of the best"><rect width="{width:.2f}" height="8"/></svg>'
@@ -97,7 +100,7 @@ def _cells(result: Mapping[str, Any], most: float) -> Iterable[str]:
     yield escape(score["backend"])
     yield escape(score["precision"])
     yield str(score["fits"])
-    yield ", ".join("-" if rate is None else f"{rate:.3g}" for rate in rates)
+    yield ", ".join("-" if rate is None else number(rate, 3) for rate in rates)
     yield "-" if score["watts"] is None else f"{score['watts']:.0f}"
     yield f"{score['sustained']['kept']:.0%}"
     yield "-" if ratio is None else f"{ratio:.1f}x"

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -214,7 +215,8 @@ def worker(
 ) -> Iterator[Worker]:
     """Run `make(*arguments)`, a module-level function, in a fresh process and offer its variant.
 
-    An exception of the variant is raised here.
+    An exception of the variant is raised here. Ctrl-C, which a terminal sends to all processes, is
+    for this one alone to see; whatever ends the block otherwise than well kills the worker.
 
     Args:
         make: Sets the variant up.
@@ -224,7 +226,12 @@ def worker(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-    process.start()
+    resource_tracker.ensure_running()  # with the first process, and would lift the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     try:
         yield Worker(ours, process, limit)

@@ -1,6 +1,7 @@
 """`flashdip profile`: where an iteration's time goes."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,22 +45,28 @@ def profile(
 
     Example: flashdip profile --size 256 --backend native -o profile
     """
-    _make_ready(directory, force)
+    made = _make_ready(directory, force)
     from flashdip.bench import profile_page, profiling
     from flashdip.bench.cases import SIGMA, picture
     from flashdip.engine.presets import preset as named
     from flashdip.engine.problems import Problem
 
-    chosen = dict(map(setting, settings or []))
-    config = named("denoise", preset).override({**chosen, "precision": precision})
-    found = profiling.profile_fit(
-        Problem(picture(size), (3, size, size), sigma=SIGMA),
-        config,
-        backend=backend,
-        device=device,
-        iterations=iterations,
-        tell=lambda line: typer.echo(f"profile: {line}", err=True),
-    )
+    try:
+        chosen = dict(map(setting, settings or []))
+        config = named("denoise", preset).override({**chosen, "precision": precision})
+        found = profiling.profile_fit(
+            Problem(picture(size), (3, size, size), sigma=SIGMA),
+            config,
+            backend=backend,
+            device=device,
+            iterations=iterations,
+            tell=lambda line: typer.echo(f"profile: {line}", err=True),
+        )
+    except BaseException:
+        if made:
+            with suppress(OSError):  # something else may have been put there
+                directory.rmdir()
+        raise
     record = json.dumps(found.record, indent=1, allow_nan=False) + "\n"
     with atomic(directory / "trace.json", force=force) as path:
         found.trace(str(path))
@@ -80,6 +87,7 @@ def _print(found: "Profile", directory: Path) -> None:
     from flashdip.bench import show
     from flashdip.bench.advice import advice
     from flashdip.bench.profile_page import cells
+    from flashdip.bench.show import number
 
     record, console = found.record, show.console()
     table = Table(box=MARKDOWN)
@@ -94,13 +102,14 @@ def _print(found: "Profile", directory: Path) -> None:
     waits = {name: sum(each.values()) for name, each in record["waits"].items()}
     launches = "" if gaps["launches"] is None else f"; {gaps['launches']:.0f} kernels"
     for line in (
-        f"an iteration: {step['ms']:.4g} ms, under the profiler {step['profiled_ms']:.4g} ms",
-        f"gaps: {gaps['ms']:.3g} ms ({gaps['share']:.1%}){launches}",
+        f"an iteration: {number(step['ms'])} ms, under the profiler "
+        f"{number(step['profiled_ms'])} ms",
+        f"gaps: {number(gaps['ms'], 3)} ms ({gaps['share']:.1%}){launches}",
         f"the host waited {waits['in_iterations']} times within iterations, "
         f"{waits['in_readings']} times at readings",
         f"allocator: {allocator['allocations']:.0f} allocations an iteration, "
-        f"{allocator['bytes'] / 1e6:.4g} MB; at most {allocator['peak_bytes'] / 1e6:.4g} MB above "
-        "the start",
+        f"{number(allocator['bytes'] / 1e6)} MB; at most "
+        f"{number(allocator['peak_bytes'] / 1e6)} MB above the start",
         f"written: {', '.join(str(directory / name) for name in FILES)}",
         "what should I fix first?",
         *advice(record),
@@ -108,15 +117,17 @@ def _print(found: "Profile", directory: Path) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _make_ready(directory: Path, force: bool) -> None:
-    """Make the folder, and see that all files can be written.
+def _make_ready(directory: Path, force: bool) -> bool:
+    """Make the folder, and see that all files can be written; return whether it is new.
 
     Raises:
         OutputError: One cannot.
     """
+    made = not directory.exists()
     try:
         directory.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{one_line(directory)}: cannot be made: {error.strerror}") from None
     for name in FILES:
         check_writable(directory / name, force=force)
+    return made

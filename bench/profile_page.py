@@ -6,9 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 from flashdip.bench.advice import advice
+from flashdip.bench.show import number
 from flashdip.engine.html import page
 
 _STYLE = """
+div.wide { overflow-x: auto; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 svg.bar { width: 10rem; height: 0.8rem; }
 svg.bar .took { fill: var(--line); }
@@ -31,18 +33,18 @@ def draw(record: Mapping[str, Any]) -> str:
         f"{setting['precision']}; {setting['iterations']} iterations under the profiler",
         "machine": f"{hardware['device']}, {hardware['cores']} cores; torch {software['torch']}, "
         f"{software['threads']} threads; commit {software['commit']}",
-        "ceilings, measured": f"copy {record['ceilings']['copy'] / 1e9:.3g} GB/s, matrix product "
-        f"{product / 1e12:.3g} TFLOP/s",
-        "an iteration": f"{step['ms']:.4g} ms without the profiler, {step['profiled_ms']:.4g} ms "
-        "under it",
-        "gaps": f"{gaps['ms']:.3g} ms ({gaps['share']:.1%}), "
+        "ceilings, measured": f"copy {number(record['ceilings']['copy'] / 1e9, 3)} GB/s, matrix "
+        f"product {number(product / 1e12, 3)} TFLOP/s",
+        "an iteration": f"{number(step['ms'])} ms without the profiler, "
+        f"{number(step['profiled_ms'])} ms under it",
+        "gaps": f"{number(gaps['ms'], 3)} ms ({gaps['share']:.1%}), "
         + ("outside of operations" if gaps["launches"] is None else
            f"between {gaps['launches']:.0f} kernels"),
         "the host waited": f"{_times(waits['in_iterations'])} within iterations, where it must "
         f"not; {_times(waits['in_readings'])} at readings of the statistics",
         "allocator": f"{allocator['allocations']:.0f} allocations an iteration, "
-        f"{allocator['bytes'] / 1e6:.4g} MB; at most {allocator['peak_bytes'] / 1e6:.4g} MB above "
-        "the start",
+        f"{number(allocator['bytes'] / 1e6)} MB; at most {number(allocator['peak_bytes'] / 1e6)} "
+        "MB above the start",
     }  # fmt: skip
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items()
@@ -68,11 +70,11 @@ def cells(part: Mapping[str, Any]) -> list[str]:
     return [
         part["name"],
         part["pass"],
-        f"{part['ms']:.4g}",
+        number(part["ms"]),
         f"{part['share']:.1%}",
-        f"{part['flops'] / 1e9:.3g}" if known else "",
-        f"{part['bytes'] / 1e6:.3g}" if known else "",
-        f"{part['roof_ms']:.3g}" if known else "",
+        number(part["flops"] / 1e9, 3) if known else "",
+        number(part["bytes"] / 1e6, 3) if known else "",
+        number(part["roof_ms"], 3) if known else "",
         f"{part['roof_share']:.1%}" if part["roof_share"] is not None else "",
     ]
 
@@ -85,7 +87,7 @@ def _times(found: Mapping[str, int]) -> str:
 
 def _table(parts: Sequence[Mapping[str, Any]]) -> str:
     longest = max((part["ms"] for part in parts), default=0.0) or 1.0
-    lines = ["<table>", _row("th", _TITLES)]
+    lines = ['<div class="wide"><table>', _row("th", _TITLES)]
     for part in parts:
         took = 100 * part["ms"] / longest
         least = min(took, 100 * (part["roof_ms"] or 0.0) / longest)
@@ -96,7 +98,7 @@ def _table(parts: Sequence[Mapping[str, Any]]) -> str:
         )
         texts = [escape(text) for text in cells(part)]
         lines.append(_row("td", [*texts[:4], bar, *texts[4:]]))
-    return "\n".join([*lines, "</table>"])
+    return "\n".join([*lines, "</table></div>"])
 
 
 def _row(tag: str, texts: Iterable[str]) -> str:
@@ -125,7 +127,7 @@ def _timeline(points: Sequence[Sequence[float]]) -> str:
         corners += [f"{x:.1f},{before:.1f}", f"{x:.1f},{y:.1f}"]
     return (
         f'<figure><svg class="line" viewBox="0 0 1000 200" preserveAspectRatio="none">'
-        f'<polyline points="{" ".join(corners)}"/></svg><figcaption>From {low / 1e6:.4g} to '
-        f"{high / 1e6:.4g} MB beyond what was held at the start, over {breadth:.4g} ms."
+        f'<polyline points="{" ".join(corners)}"/></svg><figcaption>From {number(low / 1e6)} to '
+        f"{number(high / 1e6)} MB beyond what was held at the start, over {number(breadth)} ms."
         "</figcaption></figure>"
     )

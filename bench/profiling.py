@@ -76,6 +76,11 @@ def profile_fit(
     step = place.prepare(problem, None)
     if isinstance(step, TritonStep) and place.device.type == "cpu":
         raise UnavailableError("profile: Triton's interpreter tells nothing about its kernels")
+    if not isinstance(step, EagerStep | TritonStep):
+        raise UnavailableError(
+            f"profile: torch's profiler sees nothing of what backend {place.backend.name} computes"
+            ": use native, reference or triton"
+        )
     run = Run(step.slots[0], place.config, problem.sigma, place.precision, lambda event: None)
     before = machine.state(place.device)
     with place.memory():

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flashdip.bench.compare import Change
 
-WIDTH = 120  # also where it is piped
+WIDTH = 250  # wider than any table: as Markdown, a row has to be one line
 
 
 def console() -> Console:
@@ -27,10 +27,10 @@ def show(result: Mapping[str, Any], to: Console) -> None:
         soft_wrap=True,
     )
     if result["ceilings"] is not None:
-        products = (f"{n} {v / 1e12:.3g}" for n, v in result["ceilings"]["product"].items())
+        products = (f"{n} {number(v / 1e12, 3)}" for n, v in result["ceilings"]["product"].items())
         to.print(
-            f"ceilings, measured: copy {result['ceilings']['copy'] / 1e9:.3g} GB/s; matrix product "
-            f"{', '.join(products)} TFLOP/s",
+            f"ceilings, measured: copy {number(result['ceilings']['copy'] / 1e9, 3)} GB/s; matrix "
+            f"product {', '.join(products)} TFLOP/s",
             soft_wrap=True,
         )
     for when in ("before", "after"):
@@ -41,7 +41,7 @@ def show(result: Mapping[str, Any], to: Console) -> None:
             to.print(table)
         for line in caveats(result):
             to.print(line, soft_wrap=True)
-    else:
+    elif result["results"]:
         to.print(rows(result))
     for name, reason in result["left_out"].items():
         to.print(f"left out: {name}: {reason}", soft_wrap=True)
@@ -65,9 +65,9 @@ def rows(result: Mapping[str, Any]) -> Table:
     """Return the rows as a table; columns without an entry are left out."""
     unit, scale = ("s", 1.0) if result["kind"] == "restore" else ("ms", 1e3)
     columns: dict[str, Any] = {
-        unit: lambda row: f"{scale * row['seconds']['median']:.4g}",
-        "p10": lambda row: f"{scale * row['seconds']['p10']:.4g}",
-        "p90": lambda row: f"{scale * row['seconds']['p90']:.4g}",
+        unit: lambda row: number(scale * row["seconds"]["median"]),
+        "p10": lambda row: number(scale * row["seconds"]["p10"]),
+        "p90": lambda row: number(scale * row["seconds"]["p90"]),
         "n": lambda row: str(row["seconds"]["n"]),
         "times as fast": lambda row: _maybe(row["ratio"], ".2f"),
         "of the roof": lambda row: _maybe(row["roof_share"], ".1%"),
@@ -195,11 +195,13 @@ def caveats(result: Mapping[str, Any]) -> list[str]:
 
 def score(of: Mapping[str, Any]) -> str:
     """Return the score of the all-in-one benchmark, and what stands behind it."""
-    rates = ", ".join(f"{rate:.3g} at {size}" for size, rate in of["iterations_per_second"].items())
+    rates = ", ".join(
+        f"{number(rate, 3)} at {size}" for size, rate in of["iterations_per_second"].items()
+    )
     watts = "watts unknown" if of["watts"] is None else f"{of['watts']:.0f} W"
     steady = of["sustained"]
     return (
-        f"score: {of['restorations_per_hour']:.4g} restorations an hour, {of['size']}x"
+        f"score: {number(of['restorations_per_hour'])} restorations an hour, {of['size']}x"
         f"{of['size']}, {of['preset']} ({of['iterations']} iterations), {of['backend']} in "
         f"{of['precision']}, F = {of['fits']}; it/s of one fit: {rates}; {watts}; after "
         f"{steady['seconds']:.0f} s without a pause {steady['kept']:.0%} of the first rate"
@@ -216,14 +218,21 @@ def changes(of: Iterable[Change]) -> Table:
     for each in of:
         table.add_row(
             each.name,
-            f"{1e3 * each.before:.4g}",
-            f"{1e3 * each.after:.4g}",
+            number(1e3 * each.before),
+            number(1e3 * each.after),
             f"{each.times:.3f}",
             f"{each.limit:.3f}",
             "its baseline" if each.relative else "seconds",
             each.verdict.upper() if each.verdict == "slower" else each.verdict,
         )
     return table
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number with so many significant digits, never with an exponent."""
+    return np.format_float_positional(
+        value, precision=digits, unique=False, fractional=False, trim="-"
+    )
 
 
 def _maybe(value: float | None, form: str) -> str:

@@ -117,21 +117,10 @@ def adam(
     eps: float,
 ) -> None:
     """Update parameters and moments in place; see `OpSet.adam`."""
-    torch._fused_adam_(
-        [parameters],
-        [gradients],
-        [moment1],
-        [moment2],
-        [],
-        [torch.tensor(float(step), device=parameters.device)],
-        lr=rate,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=0.0,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-    )
+    moment1.lerp_(gradients, 1 - betas[0])
+    moment2.mul_(betas[1]).addcmul_(gradients, gradients, value=1 - betas[1])
+    root = torch.sqrt(moment2).mul_((1 - betas[1] ** step) ** -0.5).add_(eps)
+    parameters.addcdiv_(moment1, root, value=-rate / (1 - betas[0] ** step))
 
 
 def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:

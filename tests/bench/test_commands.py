@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,12 @@ import pytest
 import torch
 
 from flashdip import cli
-from flashdip.bench import ceilings, cpu, quality, scenarios, schema, score, suite
+from flashdip.bench import ceilings, cpu, quality, scenarios, schema, score, show, turns
 from flashdip.bench.cases import Bench
 from flashdip.bench.ceilings import Ceilings
 from flashdip.bench.cpu import Group
 from flashdip.bench.measure import Variant, clock
+from flashdip.engine.errors import UnavailableError
 
 LIMITS = Ceilings(1e10, {"fp32": 1e11, "bf16": 1e11})
 GATE = {"output, fp32": {"error": 1e-7, "allowed": 1e-4}}
@@ -63,7 +65,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    monkeypatch.setattr(suite, "worker", here)
+    monkeypatch.setattr(turns, "worker", here)
     monkeypatch.setattr(score, "worker", here)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ceilings, "ceilings", lambda place, precisions: LIMITS)
@@ -100,6 +102,24 @@ def test_json_is_all_there_is_on_stdout(run: Run, monkeypatch: pytest.MonkeyPatc
     result = json.loads(out)
     assert (code, schema.problems(result), result["kind"]) == (0, [], "restore")
     assert result["results"][0]["seconds"]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("step --backends native:zz", "precision: expected one of"),
+        ("gpu --backend nothing", "backend: expected one of"),
+        ("gpu --seconds 30 --sustained 30", "--sustained: expected fewer than --seconds, 30, got"),
+        ("restore --presets nope", "preset: expected"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    run: Run, line: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "ceilings", None)
+    code, out, err = run(*line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"flashdip: error: {said}")
 
 
 def test_nothing_measured_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +169,48 @@ def test_the_score_is_that_of_the_best_number_of_fits(
     assert made["watts"] == pytest.approx(100 / steady["seconds"])
     names = [row["name"] for row in found["results"]]
     assert names[0] == "published" and len(names) == 4
+    assert show.score(made).startswith("score: 666.7 restorations an hour, 512x512, balanced")
+    assert "200 at 256, 100 at 512; " in show.score(made)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    ("seconds", "left_out"),
+    [
+        (250.0, []),
+        (100.0, ["published", "balanced 1024, F = 1"]),
+        (45.0, ["published", "balanced 512, F = 2", "balanced 1024, F = 1"]),
+        (35.0, None),
+    ],
+)
+def test_a_score_keeps_to_its_time(
+    seconds: float, left_out: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is scored comes first, then the published loop and the other sizes."""
+    monkeypatch.setattr("time.monotonic", time.perf_counter)
+
+    def balanced(size: int, device: Any, backend: str, precision: str, fits: int) -> Bench:
+        name = f"balanced {size}, F = {fits}"
+        return bench(name, (size / 512) ** 2 * fits, fits=fits, network="balanced", size=size)
+
+    monkeypatch.setattr(score, "balanced", balanced)
+    monkeypatch.setattr(score, "yardsticks", lambda size, device: [bench("published", 12.0)])
+    monkeypatch.setattr(score, "step_work", lambda bench: None)
+    begun = time.perf_counter()
+    options: dict[str, Any] = {"seconds": seconds, "sustained": 20.0}
+    scored = partial(score.run, torch.device("cpu"), "native", "fp32", LIMITS, **options)
+    if left_out is None:
+        with pytest.raises(UnavailableError, match="no score, balanced 512, F = 1 could not"):
+            scored()
+    else:
+        found, made = scored()
+        assert list(found["left_out"]) == left_out
+        reasons = found["left_out"].values()
+        assert all(re.search(r" \d+ s were left: |no time was left|s: cut$", r) for r in reasons)
+        assert [row["name"] for row in found["results"]][-1].startswith("balanced")
+        assert made["restorations_per_hour"] == pytest.approx(4)
+        assert made["sustained"]["seconds"] == 20
+    assert time.perf_counter() - begun < seconds
 
 
 def test_the_yardstick_of_cpus(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -155,6 +155,24 @@ def test_bad_input_gets_one_line(run: Run, line: str, said: str) -> None:
     assert said in err
 
 
+def test_rows_of_one_result_alone_are_named(run: Run) -> None:
+    result = json.loads(Path("base.json").read_text())
+    (row,) = (row for row in result["results"] if row["name"] == "native")
+    result["results"].remove(row)
+    Path("less.json").write_text(json.dumps(result))
+    for files in (("base.json", "less.json"), ("less.json", "base.json")):
+        code, out, _ = run("compare", *files)
+        assert (code, out.splitlines()[-1]) == (0, "only in base.json: native")
+
+
+def test_a_file_is_the_same_as_itself(run: Run) -> None:
+    code, out, _ = run("compare", "base.json", "base.json", "--picture", "same.png")
+    assert code == 0
+    lines = [line for line in out.splitlines() if line.startswith("| native")]
+    assert [line.split("|")[4].strip() for line in lines] == ["1.000"]
+    assert Path("same.png").stat().st_size > 1000
+
+
 def test_files_are_validated_and_drawn(run: Run) -> None:
     assert run("validate", "base.json", "slow.json")[:2] == (
         0,
@@ -164,6 +182,6 @@ def test_files_are_validated_and_drawn(run: Run) -> None:
     Path("results").mkdir()
     assert run("leaderboard", "results")[:2] == (
         0,
-        "0 results, drawn into results/leaderboard.html\n",
+        "results: 0, drawn into results/leaderboard.html\n",
     )
     assert "Nobody has contributed" in Path("results/leaderboard.html").read_text()

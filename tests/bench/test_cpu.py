@@ -11,12 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from flashdip.bench import baselines, cpu, schema, show, suite
+from flashdip.bench import baselines, cpu, schema, show, suite, turns
 from flashdip.bench.cases import PUBLISHED, Bench
 from flashdip.bench.ceilings import Ceilings
 from flashdip.bench.cpu import COMPILED_ROW, Group, groups, loops, run, to_quality
 from flashdip.bench.curves import ours
-from flashdip.bench.suite import Plan, judge
+from flashdip.bench.suite import judge
+from flashdip.bench.turns import Plan
 from flashdip.engine.errors import UnavailableError
 from flashdip.kernels.memory import on_glibc
 from tests.bench.results import MACHINE, STATE
@@ -53,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         yield Steps(now, seconds)
 
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr(suite, "worker", begin)
+    monkeypatch.setattr(turns, "worker", begin)
     return now
 
 
@@ -139,7 +140,7 @@ def test_ratios_are_to_both_allocators(clock: list[float]) -> None:
 
 
 def test_time_is_shared_out_and_fewer_rounds_are_said(clock: list[float]) -> None:
-    """A group takes what others left; a group without time is left out, and the rest goes on."""
+    """A group takes what others left; a row without time is left out, and the rest goes on."""
     slow = {"published": 3.0, "native (fp32)": 1.0}
     listed = [group("a", slow, 1.0), group("b", slow, 2.0), group("c", {"published": 400.0}, 1.0)]
     found = run(listed, rounds=7, seconds=110.0, ceilings=LIMITS)
@@ -147,10 +148,10 @@ def test_time_is_shared_out_and_fewer_rounds_are_said(clock: list[float]) -> Non
     assert "a: 4 rounds of 7: time ran short, see --seconds" in text
     assert "b: 7 rounds of 7" not in text and lines["b: published"][7] == "7"
     assert "c: published" not in lines
-    assert "give it more --seconds and memory" in found["left_out"]["c"]
+    assert "the slowest is left out" in found["left_out"]["c: published"]
 
 
-def test_a_worker_that_is_killed_costs_its_group(
+def test_a_worker_that_is_killed_costs_its_row(
     monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     """As by the system, where memory is short."""
@@ -164,8 +165,8 @@ def test_a_worker_that_is_killed_costs_its_group(
     monkeypatch.setattr(Steps, "seconds", killed)
     listed = [group("a", {"published": 3.0, "eager": 0.5}), group("b", {"published": 1.0})]
     found = run(listed, rounds=7, seconds=600.0, ceilings=LIMITS)
-    assert [row["name"] for row in found["results"]] == ["b: published"]
-    assert found["left_out"]["a"].startswith("measure: the worker's process ended early")
+    assert [row["name"] for row in found["results"]] == ["a: published", "b: published"]
+    assert found["left_out"]["a: eager"].endswith("measure: the worker's process ended early")
 
 
 def test_seconds_to_quality_are_products(clock: list[float]) -> None:

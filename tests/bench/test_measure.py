@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_worker_counts_its_own_memory() -> None:
 def test_errors_come_back_from_a_worker(when: str) -> None:
     with pytest.raises(KeyError, match=when), worker(broken, when) as running:
         running.seconds(steps=1, warmup=0)
+
+
+def sleepy() -> Variant:
+    return Variant(lambda: time.sleep(60), facts=lambda: {"pid": os.getpid()})
+
+
+@pytest.mark.usefixtures("importable")
+def test_an_interrupt_is_for_the_parent_alone_and_does_not_wait() -> None:
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), worker(sleepy) as running:
+        pid = running.facts()["pid"]
+        os.kill(pid, signal.SIGINT)
+        assert running.facts() == {"pid": pid}
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        running.seconds(steps=1, warmup=0)
+    assert time.monotonic() - begun < 50
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.usefixtures("importable")

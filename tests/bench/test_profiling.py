@@ -15,6 +15,7 @@ from flashdip.bench import attribution, ceilings, profile_page, profiling
 from flashdip.bench.ceilings import Ceilings
 from flashdip.bench.marks import Marked
 from flashdip.engine.config import FitConfig
+from flashdip.engine.errors import UnavailableError
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.problems import Problem
 
@@ -61,6 +62,12 @@ def test_the_allocator_is_watched(record: dict[str, Any]) -> None:
     assert max(held for _, held in record["memory"]) <= record["allocator"]["peak_bytes"]
     times = [at for at, _ in record["memory"]]
     assert times == sorted(times)
+
+
+def test_a_backend_that_cannot_be_seen_into_is_refused() -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(UnavailableError, match="sees nothing of what backend onnx computes"):
+        profiled(backend="onnx")
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

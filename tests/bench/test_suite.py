@@ -15,7 +15,7 @@ from flashdip.bench.cases import Bench
 from flashdip.bench.ceilings import Ceilings
 from flashdip.bench.correct import WrongResultError
 from flashdip.bench.measure import Variant
-from flashdip.bench.suite import FEWEST, Plan, compare
+from flashdip.bench.turns import FEWEST, Plan, compare
 from flashdip.bench.work import Work
 
 
@@ -96,13 +96,65 @@ def test_variants_are_compared(start: Callable[..., Any], clock: list[float]) ->
 
 
 def test_time_is_kept(start: Callable[..., Any], clock: list[float]) -> None:
-    """Fewer rounds where time is short; none where it does not do."""
+    """Fewer rounds where time is short; where that does not do, without the slowest."""
     variants = {"published": made(10.0), "triton fp16": made(1.0)}
     result = compare(variants, Plan(100.0), start=start)
     assert FEWEST <= result["rows"]["published"]["n"] < Plan(0).rounds
     assert clock[0] < 100
-    with pytest.raises(TimeoutError, match="no time left"):
-        compare(variants, Plan(50.0), start=start)
+    begun = clock[0]
+    result = compare(dict(reversed(variants.items())), Plan(50.0), start=start)
+    assert list(result["rows"]) == ["triton fp16"]
+    assert result["rows"]["triton fp16"]["n"] >= FEWEST
+    assert result["rows"]["triton fp16"]["ratio"] is None
+    assert result["left_out"]["published"].startswith(
+        "3 rounds of triton fp16, published need 33 s, and 28 s were left"
+    )
+    assert clock[0] - begun < 50
+    begun = clock[0]
+    result = compare(variants, Plan(50.0), start=start)  # the time of the first is kept for it
+    assert list(result["rows"]) == ["published"]
+    assert result["left_out"] == {"triton fp16": "no time was left for it"}
+    assert clock[0] - begun == 50
+    result = compare(variants, Plan(21.0), start=start)
+    assert (result["rows"], set(result["left_out"])) == ({}, set(variants))
+
+
+def test_samples_are_shorter_before_anything_is_left_out(
+    start: Callable[..., Any], clock: list[float]
+) -> None:
+    variants = {name: made(0.1) for name in ("published", "native", "reference")}
+    result = compare(variants, Plan(12.0, block=1.5), start=start)
+    assert (list(result["rows"]), result["left_out"]) == (list(variants), {})
+    assert all(row["n"] >= FEWEST for row in result["rows"].values())
+    assert clock[0] < 12
+
+
+@pytest.mark.parametrize("bad", ["published", "quick"])
+def test_what_fails_later_does_not_hold_the_others_up(
+    bad: str, start: Callable[..., Any], clock: list[float]
+) -> None:
+    """As a restoration does that misses its target with the third seed."""
+
+    @contextlib.contextmanager
+    def failing(make: Any, step: float, name: str, *, limit: float) -> Iterator[Fake]:
+        with start(make, step, 0.0, limit=limit) as worker:
+            sample = worker.seconds
+
+            def seconds(**options: int) -> float:
+                if name == bad and worker.steps == 2:
+                    raise RuntimeError("the target was missed")
+                return float(sample(**options))
+
+            worker.seconds = seconds
+            yield worker
+
+    listed = {name: ((None, (0.1, name)), 1) for name in ("published", "quick", "balanced")}
+    result = compare(listed, Plan(600.0, rounds=5, warm=False), start=failing)  # type: ignore[arg-type]
+    assert list(result["rows"]) == [name for name in listed if name != bad]
+    assert result["left_out"] == {bad: "RuntimeError: the target was missed"}
+    balanced = result["rows"]["balanced"]
+    assert balanced["n"] == 5
+    assert balanced["ratio"] == (None if bad == "published" else 1.0)
 
 
 def test_cold_samples_are_single_steps(start: Callable[..., Any], clock: list[float]) -> None:

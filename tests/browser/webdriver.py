@@ -88,6 +88,10 @@ class Browser:
         # The browser's own pages ask for things too.
         return [str(s["request"]["url"]) for s in sent if s["documentURL"] == page]
 
+    def resize(self, width: int, height: int) -> None:
+        """Make the window as large, in pixels."""
+        self._post("window/rect", {"width": width, "height": height})
+
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as PNG."""
         path.write_bytes(base64.b64decode(_call("GET", f"{self._session}/screenshot")))
