@@ -27,10 +27,9 @@ class Preset:
 
 _HALVES = (16, 32, 64, 128, 128)
 _QUARTER = (32, 64, 128, 128, 128)
-# Enlarging by the nearest pixel halves the iterations and costs quality; the outermost level
-# bilinear alone gives half of it back.
+# Enlarging by the nearest pixel halves the iterations and costs half a dB of what bilinear
+# enlargement reaches.
 _NARROW = SkipConfig(down=_HALVES)
-_MIXED = SkipConfig(down=_HALVES, upsample=("bilinear", *("nearest",) * 4))
 _MEDIUM = SkipConfig(down=_QUARTER)
 _LIBRARY = SkipConfig(
     inputs=1,
@@ -49,8 +48,8 @@ _CLEAN = FitConfig(perturbation=0.03)
 # was gained. The variance of the outputs finds the best moment at noise of 15 to 50 and of photons;
 # where the residual falls to the noise's level says little: at 50 it is 4 dB too early on textures.
 _BRISK = FitConfig(betas=(0.8, 0.9), stop=("es-wmv",), patience=100)
-_BRISK_CLEAN = FitConfig(betas=(0.8, 0.9), perturbation=0.01, schedule="cosine")
-_ENLARGED = FitConfig(betas=(0.9, 0.99), perturbation=0.03, schedule="cosine")
+_CLEAN_BRISK = FitConfig(betas=(0.8, 0.9), perturbation=0.01, schedule="cosine")
+_CLEAN_LONG = FitConfig(betas=(0.9, 0.99), perturbation=0.03, schedule="cosine")
 
 
 def _of(base: FitConfig, summary: str, **changes: Any) -> Preset:
@@ -67,27 +66,21 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
 
     Chosen by `flashdip.bench.recipes` and by what each stopping rule loses.
     """
-    base = _BRISK if task in ("denoise", "dejpeg") else _BRISK_CLEAN
     eighth, quarter = (f"{part} of the paper's width at full size" for part in ("1/8", "1/4"))
+    narrow, medium, wide = (
+        replace(network, upsample="nearest") for network in (_NARROW, _MEDIUM, SkipConfig())
+    )
     if task in ("denoise", "dejpeg"):
-        quick = _of(base, f"{eighth}, few iterations", network=_MIXED, iterations=450)
-        balanced = _of(base, eighth, network=_NARROW, iterations=1100)
-        best = _of(base, f"{quarter}, the mean of 4 runs", network=_MEDIUM, iterations=1500, runs=4)
-    elif task == "superres":
-        quick = _of(_ENLARGED, eighth, network=replace(_NARROW, upsample="nearest"), iterations=800)
-        balanced = _of(
-            _ENLARGED, quarter, network=replace(_MEDIUM, upsample="nearest"), iterations=2000
-        )
-        best = _of(
-            _ENLARGED,
-            "the paper's width, with nearest upsampling",
-            network=SkipConfig(upsample="nearest"),
-            iterations=5000,
-        )
+        quick = _of(_BRISK, eighth, network=narrow, iterations=450)
+        balanced = _of(_BRISK, f"{eighth}, bilinear", network=_NARROW, iterations=1100)
+        more = f"{quarter}, the mean of 4 runs"
+        best = _of(_BRISK, more, network=_MEDIUM, iterations=1500, runs=4)
     else:
-        quick = _of(base, eighth, network=_NARROW, iterations=800)
-        balanced = _of(base, quarter, network=_MEDIUM, iterations=1500)
-        best = _of(base, f"{quarter}, the mean of 3 runs", network=_MEDIUM, iterations=3000, runs=3)
+        quick = _of(_CLEAN_LONG, eighth, network=narrow, iterations=800)
+        if task != "superres":
+            quick = _of(_CLEAN_BRISK, f"{eighth}, bilinear", network=_NARROW, iterations=800)
+        balanced = _of(_CLEAN_LONG, quarter, network=medium, iterations=2000)
+        best = _of(_CLEAN_LONG, "the paper's width", network=wide, iterations=5000)
     return {(task, "quick"): quick, (task, "balanced"): balanced, (task, "best"): best}
 
 
