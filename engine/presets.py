@@ -75,7 +75,7 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
     if task in ("denoise", "dejpeg"):
         brisk = _QUICK if task == "denoise" else replace(_BRISK, patience=200)
         quick = _of(brisk, eighth, network=narrow, iterations=500)
-        balanced = _of(_BRISK, f"{eighth}, bilinear", network=_NARROW, iterations=1100)
+        balanced = _of(_BRISK, f"{eighth}, bilinear", network=_NARROW, iterations=1600)
         more = f"{quarter}, the mean of 4 runs"
         best = _of(_BRISK, more, network=_MEDIUM, iterations=1500, runs=4)
     else:
