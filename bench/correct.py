@@ -198,7 +198,7 @@ def judged(
     backend_, exact, _ = select(backend, place, configuration(precision, name, settings))
     found: dict[str, Any] = {}
     for each in sorted({exact, "fp32"}):
-        if backend_.unavailable(place, configuration(each, name)):
+        if backend_.unavailable(place, configuration(each, name, settings)):
             continue
         pairs = check(size, device, backend, each, name, fits, settings)
         found |= _record(pairs, each)

@@ -121,6 +121,7 @@ def presets(
             "name": name,
             "network": _network(preset.config.network),
             "iterations": preset.config.iterations,
+            "runs": preset.config.runs,
             "summary": preset.summary,
         }
         for (task, name), preset in PRESETS.items()
@@ -138,7 +139,8 @@ def presets(
         table.add_row(task, style="bold")
         for row in (row for row in rows if row["task"] == task):
             default = " (default)" if row["name"] == DEFAULT else ""
-            iterations = f"{row['iterations']} it"
+            runs = f"{row['runs']} x " if row["runs"] != 1 else ""
+            iterations = f"{runs}{row['iterations']} it"
             table.add_row(
                 f"  {row['name']}{default}", str(row["network"]), iterations, str(row["summary"])
             )

@@ -379,6 +379,8 @@ def test_presets_as_table_and_json(run: Run) -> None:
     for row in rows:
         assert row["name"] in table
     assert "balanced (default)" in table
+    (best,) = (row for row in rows if (row["task"], row["name"]) == ("denoise", "best"))
+    assert best["runs"] > 1 and f"{best['runs']} x {best['iterations']} it" in table
 
 
 def test_demo_writes_its_folder_and_overwrites_only_its_own(
