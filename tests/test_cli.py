@@ -208,8 +208,9 @@ def test_a_checkpoint_carries_on(run: Run, folder: Path) -> None:
 
 
 def test_init_takes_what_save_dir_wrote(run: Run, folder: Path) -> None:
-    assert run("denoise", "noisy.png", "-o", "a.png", "--save-dir", "first", "-q", *TINY)[0] == 0
-    options = ("-o", "b.png", "--init", "first", "--json", *TINY)
+    same = ("--preset", "quick", *TINY)
+    assert run("denoise", "noisy.png", "-o", "a.png", "--save-dir", "first", "-q", *same)[0] == 0
+    options = ("-o", "b.png", "--init", "first", "--json", *same)
     code, out, err = run("dejpeg", "noisy.png", *options)
     assert (code, json.loads(out)["init"]["source"]) == (0, "first")
     assert "begins with the weights of first" in err
