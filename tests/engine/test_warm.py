@@ -99,6 +99,7 @@ def test_tasks_take_it(tmp_path: Path) -> None:
     """Whatever the task, and also from another task of the same network."""
     image = truth().numpy().transpose(1, 2, 0)
     settings = {"network.down": "8,8", "network.inputs": "4", "read_every": "2"}
+    settings["network.upsample"] = "nearest"
     first = tasks.denoise(image, sigma=20, iterations=4, precision="fp32", settings=settings)
     first.save(tmp_path / "a")
     second = tasks.dejpeg(
