@@ -30,7 +30,8 @@ Scale = Literal["one", "uniform"]
 class SkipConfig:
     """Options of the network; tuples have an entry per level, outermost first.
 
-    A value that is no tuple holds for all levels.
+    The last entry of a tuple stands for all deeper levels too, and a value that is no tuple for all
+    levels: so the number of levels can be changed alone, by `down`.
 
     Attributes:
         inputs: Channels of the network's input z.
@@ -123,12 +124,12 @@ class SkipConfig:
             value = self.down
         if not isinstance(value, tuple):
             return (value,) * self.levels
-        if len(value) != self.levels:
+        if not 0 < len(value) <= self.levels:
             raise ConfigError(
-                f"network.{name}: expected {self.levels} entries, one per level of network.down, "
-                f"got {len(value)}"
+                f"network.{name}: expected 1 to {self.levels} entries, one per level of "
+                f"network.down, got {len(value)}"
             )
-        return value
+        return value + value[-1:] * (self.levels - len(value))
 
 
 class Level(NamedTuple):

@@ -120,12 +120,22 @@ def test_network_size_of_large_kernels() -> None:
     assert SkipConfig(down=(4, 4), kernel_down=(9, 3)).network_size(8, 8) == (12, 12)
 
 
+def test_the_last_entry_stands_for_deeper_levels() -> None:
+    """The levels can be fewer or more without a word about what else differs between them."""
+    config = SkipConfig(down=(4,) * 4, upsample=("bilinear", "nearest"), skip=(0, 4))
+    assert [config.level(i).upsample for i in range(4)] == ["bilinear"] + ["nearest"] * 3
+    assert [config.level(i).skip for i in range(4)] == [0, 4, 4, 4]
+    fewer = replace(config, down=(4,) * 2)
+    assert [fewer.level(i).upsample for i in range(2)] == ["bilinear", "nearest"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"down": ()}, "network.down: expected the channels of at least one level"),
         ({"down": (8, 0)}, "network.down: expected whole numbers of at least 1, got 0"),
-        ({"skip": (4, 4)}, "network.skip: expected 5 entries, one per level"),
+        ({"skip": (4,) * 6}, "network.skip: expected 1 to 5 entries, one per level"),
+        ({"upsample": ()}, "network.upsample: expected 1 to 5 entries, one per level"),
         ({"kernel_up": 4}, "network.kernel_up: expected odd whole numbers of at least 1, got 4"),
         ({"upsample": "cubic"}, "network.upsample: expected one of nearest, bilinear, got 'cubic'"),
         ({"sigmoid": "no"}, "network.sigmoid: expected true or false, got 'no'"),
