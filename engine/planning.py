@@ -47,7 +47,7 @@ class Plan:
             beside what the process (see `flashdip.engine.memory.resident`) and the picture have
             taken.
         available_bytes: What may still be taken there; None where nothing tells.
-        iterations: The most that the config allows, of all tiles together.
+        iterations: The most that the config allows, of all runs and tiles together.
         seconds_per_iteration: Estimated; None where it was not asked for.
         tiling: How the picture is cut; None: it is fitted as a whole.
     """
@@ -159,6 +159,7 @@ def plan(
     iterations = config.iterations
     if tiling is not None:
         iterations = sum(tiling.iterations(each, iterations) for each in tiling.tiles)
+    iterations *= config.runs
     planned = Plan(
         backend=chosen.name,
         device=str(found),

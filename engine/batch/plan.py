@@ -122,7 +122,8 @@ def _group(job: "PictureJob", count: int, rate: float | None, place: Station, id
     if job.looks is None or rate is None:
         return Group(None, None, None, count, None, None, None)
     recipe, taken, tiles = job.recipe, job.memory, None
-    iterations, pixels = recipe.config.iterations, recipe.network_pixels(recipe.shape(job.looks))
+    pixels = recipe.network_pixels(recipe.shape(job.looks))
+    iterations = recipe.config.iterations * recipe.config.runs
     tile = recipe.options.get("tile")
     if tile is not None or (place.room is not None and planning.MARGIN * taken > place.room):
         found = planning.plan(

@@ -70,8 +70,10 @@ def test_time_is_extrapolated_from_two_sizes(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [(3, 128, 128), (3, 256, 256)]
     assert large.seconds_per_iteration == pytest.approx(0.5 + 1e-6 * 1008 * 2000)
     assert large.seconds == pytest.approx(10 * (0.5 + 1e-6 * 1008 * 2000))
+    more = plan(replace(NARROW, iterations=10, runs=3), (3, 1001, 2000), device="cpu")
+    assert more.seconds == pytest.approx(3 * (large.seconds or 0))
     plan(NARROW, (3, 40, 50), device="cpu")
-    assert asked[2:] == [(3, 40, 56)]
+    assert asked[4:] == [(3, 40, 56)]
 
 
 def test_a_plan_in_words_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
