@@ -1,12 +1,14 @@
-"""Does 16-bit storage cost quality? Paired fits on a CPU: as the kernels store, and in float32.
+"""Does 16-bit storage cost quality? Paired fits on a CPU: with it, and in float32.
 
     python -m flashdip.bench.precision --precisions fp16,bf16 --seeds 4 --size 96
+    python -m flashdip.bench.precision --backend native --precisions bf16 --seeds 4 --size 128
 
-The fits that round are those of `flashdip.bench.emulated`. Each pair shares image, noise, initial
-weights, input and perturbation. A fit is chaotic: the order of a sum is enough to send it another
+Fits that store as the Triton kernels do are those of `flashdip.bench.emulated`; those of the
+backend native are what users of a CPU get. Each pair shares image, noise, initial weights, input
+and perturbation. A fit is chaotic: the order of a sum is enough to send it another
 way. How far that alone takes a pair apart is seen with `--precisions fp32`, which rounds nothing.
 
-Beside the mean difference in dB stands what rounding did to numbers, by layer.
+Where storage is emulated, what rounding did to numbers, by layer, stands beside the difference.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from flashdip.bench.emulated import Count, emulate
 from flashdip.bench.perturbation import PICTURES, SIGMA, best, picture
 from flashdip.engine.backends.base import DTYPES
 from flashdip.engine.backends.eager import EagerStep
+from flashdip.engine.config import FitConfig
 from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
 from flashdip.kernels import native
@@ -67,9 +70,14 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1e}" if part else "0"
 
 
+def _native(problem: Problem, config: FitConfig, dtype: torch.dtype) -> EagerStep:
+    return EagerStep(native, problem, config, torch.device("cpu"), dtype, None)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all pairs; print each, the mean difference, its spread, and the counts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--backend", default="triton", choices=("triton", "native"))
     parser.add_argument("--precisions", default="fp16,bf16", help="comma-separated")
     parser.add_argument("--images", type=int, default=2, help=f"of {', '.join(PICTURES)}")
     parser.add_argument("--seeds", type=int, default=4)
@@ -91,15 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed in range(chosen.seeds):
                 problem, truth = noisy(name, seed, chosen.size)
                 own = replace(config, seed=seed)
-                place = torch.device("cpu")
-                plain = EagerStep(native, problem, own, place, torch.float32, None)
-                score = best(plain, truth, own.iterations)
+                score = best(_native(problem, own, torch.float32), truth, own.iterations)
                 row = []
                 for each in precisions:
-                    step, ops = emulate(problem, own, DTYPES[each])
+                    if chosen.backend == "native":
+                        step, found = _native(problem, own, DTYPES[each]), {}
+                    else:
+                        step, ops = emulate(problem, own, DTYPES[each])
+                        found = ops.counts
                     row.append(best(step, truth, own.iterations))
                     differences[each].append(row[-1] - score)
-                    for key, count in ops.counts.items():
+                    for key, count in found.items():
                         counts[each][key] = counts[each].get(key, Count()) + count
                 cells = "  ".join(f"{value:7.3f}" for value in row)
                 console.print(f"{name:10s}  {seed:4d}  {score:8.3f}  {cells}")
@@ -110,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"\n{each} less float32: mean {statistics.mean(of):+.3f} dB, "
             f"spread {spread:.3f}, standard error {spread / len(of) ** 0.5:.3f}, n {len(of)}"
         )
-        console.print(layers(counts[each]))
+        if counts[each]:
+            console.print(layers(counts[each]))
 
 
 if __name__ == "__main__":
