@@ -44,13 +44,15 @@ def fitted(name: str, seed: int = 0) -> FitConfig:
     """Return the config that a preset is recorded with: nothing but its iterations ends a fit.
 
     What only decides when a fit ends, or what is done when it diverges, is as in any other config.
+    The published network is that of bench/published.py as it runs today: PyTorch has begun the
+    norms' scales with ones since 1.2, and the preset does as the PyTorch of the paper did.
     """
     own, usual = preset("denoise", name), FitConfig()
     idle = ("stop", "budget", "window", "patience", "discrepancy", "retries")
-    precision = "fp32" if name == PUBLISHED else own.precision
-    return replace(
-        own, seed=seed, precision=precision, **{field: getattr(usual, field) for field in idle}
-    )
+    config = replace(own, seed=seed, **{field: getattr(usual, field) for field in idle})
+    if name != PUBLISHED:
+        return config
+    return replace(config, precision="fp32", network=replace(config.network, scale="one"))
 
 
 def subject(name: str, size: int, data: Path | None) -> tuple[Problem, Tensor]:

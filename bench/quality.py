@@ -47,8 +47,8 @@ ABOUT = (
     "PSNR in dB of the averaged output against the truth, after so many iterations; the noise has "
     "a sigma of 25 in 255. "
     f"{PUBLISHED} stands for the published network: it is that preset on the backend {BACKEND} in "
-    "float32, never stopped, which is the mathematics of bench/published.py; the norms' scales "
-    "start uniform in [0, 1], as PyTorch drew them when the paper was written."
+    "float32, never stopped, its norms' scales beginning with ones, which is the mathematics of "
+    "bench/published.py."
 )
 
 
