@@ -112,17 +112,22 @@ def restore(
 def presets(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the presets of each task."""
+    """List the presets of each task, with what ours were seen to give and cost.
+
+    Gain and seconds are of one picture of 256x256 pixels on two cores of an AMD EPYC (Zen 5).
+    """
     from flashdip.engine.presets import DEFAULT, PRESETS, TASKS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "task": task,
             "name": name,
             "network": _network(preset.config.network),
+            "upsample": preset.config.network.upsample,
             "iterations": preset.config.iterations,
             "runs": preset.config.runs,
             "summary": preset.summary,
+            "measured": preset.measured and preset.measured._asdict(),
         }
         for (task, name), preset in PRESETS.items()
     ]
@@ -132,8 +137,10 @@ def presets(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("preset", "network", "", "summary", box=None, pad_edge=False, highlight=False)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    titles = ("preset", "network", "", "seen", "summary")
+    table = Table(*titles, box=None, pad_edge=False, highlight=False)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for task in TASKS:
         table.add_row()
         table.add_row(task, style="bold")
@@ -141,18 +148,32 @@ def presets(
             default = " (default)" if row["name"] == DEFAULT else ""
             runs = f"{row['runs']} x " if row["runs"] != 1 else ""
             iterations = f"{runs}{row['iterations']} it"
-            table.add_row(
-                f"  {row['name']}{default}", str(row["network"]), iterations, str(row["summary"])
-            )
-    Console().print(table)
+            shown = row["network"], iterations, _seen(row["measured"]), row["summary"]
+            table.add_row(f"  {row['name']}{default}", *shown)
+    console = Console()
+    console.print(table)
+    seen = ((task, preset.measured) for (task, _), preset in PRESETS.items())
+    of = dict.fromkeys(f"{task}: {measured.picture}" for task, measured in seen if measured)
+    console.print(
+        "\nSeen once on two cores of an AMD EPYC (Zen 5), pictures of 256x256: PSNR gained, and "
+        f"seconds of the fit. {'; '.join(of)}.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _seen(measured: dict[str, Any] | None) -> str:
+    """Write what a preset gave and cost: "+11.4 dB in 22 s"."""
+    if measured is None:
+        return ""
+    return f"{measured['after'] - measured['before']:+.1f} dB, {measured['seconds']:.0f} s"
 
 
 def _network(config: "SkipConfig") -> str:
-    """Write the range of channels, the levels and the upsampling: "16-128 x5 nearest"."""
+    """Write the range of channels and the levels: "16-128 x5"."""
     least, most = min(config.down), max(config.down)
     width = str(least) if least == most else f"{least}-{most}"
-    modes = {config.upsample} if isinstance(config.upsample, str) else set(config.upsample)
-    return f"{width} x{len(config.down)} {'/'.join(sorted(modes))}"
+    return f"{width} x{len(config.down)}"
 
 
 def _run(task: str, image: Path, options: RunOptions, **own: Any) -> None:

@@ -93,14 +93,20 @@ def picture_of(image: Image, name: str, options: FitOptions) -> Picture:
     return as_picture(image, name=name, max_pixels=options.get("max_pixels", MAX_PIXELS))
 
 
-def config_of(task: str, options: FitOptions) -> FitConfig:
+def config_of(task: str, options: FitOptions, sigma: float | None = None) -> FitConfig:
     """Take the preset, the options that replace its values, the settings by name, and `stop`.
 
     `stop` comes last because the rule "budget" is refused before there is a budget.
+
+    Args:
+        sigma: Standard deviation of the noise in [0, 1], to which the preset adapts; None: that of
+            the options.
     """
+    if sigma is None and (given_sigma := options.get("sigma")) is not None:
+        sigma = given_sigma / 255
     named = {key: options.get(key) for key in ("iterations", "budget", "seed", "precision")}
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
-    config = replace(preset(task, options.get("preset", "default")), **given)
+    config = replace(preset(task, options.get("preset", "default"), sigma), **given)
     config = config.override(options.get("settings") or {})
     stop = options.get("stop")
     rules: Sequence[str] = config.stop if stop is None else names_in(stop)

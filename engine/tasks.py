@@ -117,6 +117,8 @@ def check_own(task: str, own: Collection[str]) -> None:
 def denoise(image: Image, **options: Unpack[FitOptions]) -> Result:
     """Remove noise that is independent from pixel to pixel.
 
+    The preset adapts to the noise level; see `flashdip.engine.presets.preset`.
+
     Args:
         image: The noisy image.
         **options: See `FitOptions`. `sigma` is estimated from the image unless it is given.
@@ -272,6 +274,7 @@ def _state(
     if accept := options.get("accept"):
         accept(picture.with_pixels(np.zeros((*shape[1:], channels), np.float32)))
     sigma = sigma_of(task, config, options, picture, whole=known is None)
+    config = config_of(task, options, sigma)
     notes = []
     if sigma is not None and options.get("sigma") is None:
         notes.append(f"noise level estimated as {sigma * 255:.1f} of 255 (--sigma sets it)")

@@ -208,7 +208,7 @@ def test_a_checkpoint_carries_on(run: Run, folder: Path) -> None:
 
 
 def test_init_takes_what_save_dir_wrote(run: Run, folder: Path) -> None:
-    same = ("--preset", "quick", *TINY)
+    same = ("--preset", "quick", *TINY, "--set", "network.upsample=nearest")
     assert run("denoise", "noisy.png", "-o", "a.png", "--save-dir", "first", "-q", *same)[0] == 0
     options = ("-o", "b.png", "--init", "first", "--json", *same)
     code, out, err = run("dejpeg", "noisy.png", *options)
@@ -382,6 +382,11 @@ def test_presets_as_table_and_json(run: Run) -> None:
     assert "balanced (default)" in table
     (best,) = (row for row in rows if (row["task"], row["name"]) == ("denoise", "best"))
     assert best["runs"] > 1 and f"{best['runs']} x {best['iterations']} it" in table
+    measured = [row["measured"] for row in rows if row["measured"]]
+    assert measured
+    for seen in measured:
+        assert f"{seen['after'] - seen['before']:+.1f} dB, {seen['seconds']:.0f} s" in table
+        assert seen["picture"] in " ".join(table.split())
 
 
 def test_demo_writes_its_folder_and_overwrites_only_its_own(
@@ -390,7 +395,7 @@ def test_demo_writes_its_folder_and_overwrites_only_its_own(
     from flashdip.engine.presets import preset
 
     tiny = preset("denoise").override({"network.down": "8,8", "iterations": "4"})
-    monkeypatch.setattr("flashdip.engine.task_options.preset", lambda task, name: tiny)
+    monkeypatch.setattr("flashdip.engine.task_options.preset", lambda *asked: tiny)
 
     code, out, _ = run("demo", "--size", "32", "-o", "shown")
     assert code == 0

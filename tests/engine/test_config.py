@@ -1,11 +1,14 @@
 """Configs and presets: settings as text, ranges, the published values."""
 
+from dataclasses import replace
+
 import pytest
 
 from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.engine.presets import PRESETS, TASKS, names, preset
+from flashdip.engine.task_options import FitOptions, config_of
 from tests import golden
 
 
@@ -76,6 +79,27 @@ def test_every_task_has_the_three_presets() -> None:
         preset("denoise", "fast")
     with pytest.raises(ConfigError, match="task: expected one of denoise"):
         preset("sharpen")
+
+
+@pytest.mark.parametrize("name", ["quick", "balanced", "best"])
+def test_presets_adapt_to_the_noise(name: str) -> None:
+    """Little noise has more iterations, much a stronger perturbation and no rule that fails there.
+
+    What users set holds.
+    """
+    usual = preset("denoise", name)
+    assert preset("denoise", name, 25 / 255) == usual
+    little, much = (preset("denoise", name, level / 255) for level in (10, 50))
+    assert little == replace(usual, iterations=round(1.6 * usual.iterations))
+    assert much.perturbation == pytest.approx(preset("denoise", "published-denoise50").perturbation)
+    assert much.stop == ("es-wmv",)
+    assert replace(much, perturbation=usual.perturbation, stop=usual.stop) == usual
+    for task, other in (("denoise", "published-denoise"), ("dejpeg", name), ("inpaint", name)):
+        assert preset(task, other, 50 / 255) == preset(task, other)
+    own: FitOptions = {"preset": name, "sigma": 50.0, "settings": {"perturbation": "0.02"}}
+    assert config_of("denoise", own) == replace(much, perturbation=0.02)
+    assert config_of("denoise", {**own, "stop": "discrepancy"}).stop == ("discrepancy",)
+    assert config_of("denoise", {"preset": name, "iterations": 7}, 10 / 255).iterations == 7
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, FlashDIPError, InputError, ShapeError
 from flashdip.engine.images import Picture, as_picture, load, save
 from flashdip.engine.operators import Downsample, Mask
+from flashdip.engine.presets import preset
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result, plain_picture
 
@@ -72,6 +73,16 @@ def test_sigma_is_estimated_for_denoising(stated: Stated) -> None:
     noise = np.random.default_rng(1).normal(0, 20, clean.shape)
     tasks.denoise(np.clip(clean + noise, 0, 255).astype(np.uint8))
     assert stated.problem.sigma == pytest.approx(20 / 255, rel=0.1)
+
+
+def test_the_preset_adapts_to_the_estimated_noise(stated: Stated) -> None:
+    clean = photo(96, 96)
+    for level in (5, 60):
+        noise = np.random.default_rng(1).normal(0, level, clean.shape)
+        tasks.denoise(np.clip(clean + noise, 0, 255).astype(np.uint8), preset="quick")
+        assert (
+            stated.config == preset("denoise", "quick", level / 255) != preset("denoise", "quick")
+        )
 
 
 @pytest.mark.parametrize(("task", "own"), [("dejpeg", {}), ("superres", {"factor": 2})])

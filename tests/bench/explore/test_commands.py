@@ -29,7 +29,7 @@ def call(
         .override({"stop": "fixed", "window": "4"})
     )
     for place in ("flashdip.engine.presets.preset", "flashdip.engine.task_options.preset"):
-        monkeypatch.setattr(place, lambda task, name: small)
+        monkeypatch.setattr(place, lambda *asked: small)
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["flashdip", "explore", *arguments])

@@ -51,4 +51,4 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         .override({"stop": "fixed"})
     )
-    monkeypatch.setattr("flashdip.engine.task_options.preset", lambda task, name: base)
+    monkeypatch.setattr("flashdip.engine.task_options.preset", lambda *asked: base)
