@@ -264,7 +264,7 @@ def gradient(program: "Program") -> "torch.Tensor":
     z = 0.1 * torch.rand(program.z.shape[1:], generator=generator)
     program.parameters.copy_(weights.to(device))
     program.copies.copy_(program.parameters)
-    program.plan.input.copy_(z.to(device))  # type: ignore[union-attr]
+    program.z.copy_(z.to(device))
     for state in (*program.moments, program.counters):
         state.zero_()
     for launch in (*program.launches, *program.after):

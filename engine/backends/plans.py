@@ -122,15 +122,13 @@ def memory(
         architecture: Of the GPU.
         fits: F.
     """
-    from flashdip.kernels.fused.layout import BLOCK
-
     network = dataclasses.replace(config.network, outputs=shape[0])
     config = dataclasses.replace(config, network=network)
     plan = planned(config, (shape[1], shape[2]), dtype, architecture, fits)
     draws = 2 * noise.TABLE_SIZE if config.perturbation else 0
     values = torch.Size(shape).numel()
     samples, tables = len(spread(values)), 12 * config.iterations  # rates and divisors
-    shared = plan.memory + 4 * BLOCK + draws + tables + 8 * samples
+    shared = plan.memory + draws + tables + 8 * samples
     image = 4 * values
     window = 4 * config.window * samples if "es-wmv" in config.stop else 0
     moving = "es-emv" in config.stop

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, exist, narrow
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_forward, scratch_shapes
 from flashdip.kernels.fused.patches import pending
 
@@ -41,7 +41,7 @@ def store(name: str, x: Map, value: Tensor, tile: Tile) -> Launch:
 
 
 def count(
-    name: str, y: Tensor, norm: Norm, affine: Tensor, tile: Tile, allocate: Allocate
+    name: str, y: Tensor, norm: Norm, affine: Tensor, tile: Tile, memory: Allocator
 ) -> Launch:
     """Take the statistics of a convolution's result.
 
@@ -51,7 +51,7 @@ def count(
         norm: The normalisation of y.
         affine: [F, 4, C] float32, written; see `flashdip.kernels.fused.norm`.
         tile: `pixels` of y and `outputs` channels a program.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     fits, height, width, channels = y.shape
     pixels = height * width
@@ -67,8 +67,8 @@ def count(
             "beta_ptr": norm.beta,
             "affine_ptr": affine,
             "parameters": norm.gamma.stride(0),
-            "parts_ptr": allocate((parts,), torch.float32),
-            "counters_ptr": allocate((counters,), torch.int32),
+            "parts_ptr": memory.share((parts,), torch.float32),
+            "counters_ptr": memory.keep((counters,), torch.int32),
             "pixels": pixels,
         },
         {"C": channels, "PIXELS": tile.pixels, "BLOCK": tile.outputs},

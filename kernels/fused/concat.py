@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, narrow
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_moments, scratch_shapes
 from flashdip.kernels.fused.patches import pending
 from flashdip.kernels.opset import Up
@@ -30,7 +30,7 @@ def forward(
     norm: Norm,
     affine: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Enlarge, concatenate, and take the statistics.
 
@@ -44,7 +44,7 @@ def forward(
         affine: [F, 4, Cs + Cd] float32, written; see `flashdip.kernels.fused.norm`.
         tile: Pixels of the deep map (`rows` x `columns`) and joined channels (`outputs`) of a
             program.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     fits, height, width, channels = deep.raw.shape
     joined = y.shape[3]
@@ -64,8 +64,8 @@ def forward(
             "beta_ptr": norm.beta,
             "affine_ptr": affine,
             "parameters": norm.gamma.stride(0),
-            "parts_ptr": allocate((parts,), torch.float32),
-            "counters_ptr": allocate((counters,), torch.int32),
+            "parts_ptr": memory.share((parts,), torch.float32),
+            "counters_ptr": memory.keep((counters,), torch.int32),
             "height": height,
             "width": width,
         },

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.concat import pixels
 from flashdip.kernels.fused.device import narrow, slope
-from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Gradient, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_sums, scratch_shapes
 from flashdip.kernels.fused.patches import pending
 from flashdip.kernels.opset import Up
@@ -47,7 +47,7 @@ def backward(
     skip: Target | None,
     up: Up,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Plan the backward pass of `concat.forward`.
 
@@ -58,7 +58,7 @@ def backward(
         skip: The map ahead of it, [F, 2h, 2w, Cs], if any.
         up: How the deep map was enlarged.
         tile: Pixels (`rows` x `columns`) and channels (`outputs`) of a program.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     height, width, channels = deep.map.raw.shape[1:]
     deep_block, skip_block = (_block(target, tile) for target in (deep, skip))
@@ -81,8 +81,8 @@ def backward(
             "deep_programs": deep_programs,
             "height": height,
             "width": width,
-            **_arguments("deep", deep, deep_tiles, deep_block, allocate),
-            **_arguments("skip", skip, skip_tiles, skip_block, allocate),
+            **_arguments("deep", deep, deep_tiles, deep_block, memory),
+            **_arguments("skip", skip, skip_tiles, skip_block, memory),
         },
         {
             "DEEP": channels,
@@ -110,7 +110,7 @@ def _block(target: Target | None, tile: Tile) -> int:
 
 
 def _arguments(
-    prefix: str, target: Target | None, tiles: int, block: int, allocate: Allocate
+    prefix: str, target: Target | None, tiles: int, block: int, memory: Allocator
 ) -> dict[str, Tensor | int | None]:
     """Return what the kernel is given for one of the joined maps."""
     names = (
@@ -129,8 +129,8 @@ def _arguments(
                 "dgamma_ptr": norm.dgamma,
                 "dbeta_ptr": norm.dbeta,
                 "parameters": norm.dgamma.stride(0),
-                "parts_ptr": allocate((parts,), torch.float32),
-                "counters_ptr": allocate((counters,), torch.int32),
+                "parts_ptr": memory.share((parts,), torch.float32),
+                "counters_ptr": memory.keep((counters,), torch.int32),
             }
     return {f"{prefix}_{name}": argument for name, argument in arguments.items()}
 

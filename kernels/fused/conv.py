@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.conv_fprop import fprop
 from flashdip.kernels.fused.geometry import Geometry
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import scratch_shapes
 
 
@@ -133,17 +133,20 @@ class Convolution(NamedTuple):
         skip = () if self.skip is None else (self.skip.raw, self.skip.affine, self.skip_weight)
         return size(self.weight, self.y, self.affine, self.add, *norm, *skip)
 
-    def arguments(self, allocate: Allocate) -> dict[str, Any]:
+    def arguments(self, memory: Allocator) -> dict[str, Any]:
         """Return the kernel's arguments, less those about the input."""
         fits, outputs, norm, splits = self.y.shape[0], self.y.shape[3], self.norm, self.tile.splits
         parts = arrivals = statistics = counters = None
         if splits > 1:
             shape = (fits * self.jobs, splits, self.tile.pixels, self.tile.outputs)
-            parts, arrivals = allocate(shape, torch.float32), allocate(shape[:1], torch.int32)
+            parts, arrivals = (
+                memory.share(shape, torch.float32),
+                memory.keep(shape[:1], torch.int32),
+            )
         if norm is not None:
             lengths = scratch_shapes(fits, self.tiles, outputs, self.tile.outputs)
-            statistics = allocate(lengths[:1], torch.float32)
-            counters = allocate(lengths[1:], torch.int32)
+            statistics = memory.share(lengths[:1], torch.float32)
+            counters = memory.keep(lengths[1:], torch.int32)
         return dict(
             weight_ptr=self.weight,
             weights=self.weight.stride(0),
@@ -179,7 +182,7 @@ def forward(
     geometry: Geometry,
     y: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
     *,
     norm: Norm | None = None,
     affine: Tensor | None = None,
@@ -203,7 +206,7 @@ def forward(
             skip_ptr=skip and skip.raw,
             skip_affine_ptr=skip and skip.affine,
             skip_weight_ptr=skip_weight,
-            **c.arguments(allocate),
+            **c.arguments(memory),
         ),
         constants=dict(
             IN=inputs,
@@ -223,15 +226,15 @@ def forward(
     )
 
 
-def forward_pair(name: str, first: Convolution, second: Convolution, allocate: Allocate) -> Launch:
+def forward_pair(name: str, first: Convolution, second: Convolution, memory: Allocator) -> Launch:
     """Convolve one input twice in one launch: "conv", the same padding, no skip, nothing to add.
 
     Programs of the first come first; warps, stages and registers are those of its tile.
     """
     x = first.x
     fits, height, width, inputs = x.raw.shape
-    arguments, constants = first.arguments(allocate), first.constants()
-    arguments |= {f"{key}2": value for key, value in second.arguments(allocate).items()}
+    arguments, constants = first.arguments(memory), first.constants()
+    arguments |= {f"{key}2": value for key, value in second.arguments(memory).items()}
     constants |= {f"{key}2": value for key, value in second.constants().items()}
     return Launch(
         name=name,

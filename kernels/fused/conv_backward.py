@@ -16,7 +16,7 @@ from torch import Tensor
 from flashdip.kernels.fused.conv_dgrad import dgrad, tiles
 from flashdip.kernels.fused.conv_wgrad import wgrad
 from flashdip.kernels.fused.geometry import Geometry
-from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Gradient, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import scratch_shapes
 
 
@@ -58,7 +58,7 @@ def backward(
     geometry: Geometry,
     tile_dgrad: Tile,
     tile_wgrad: Tile,
-    allocate: Allocate,
+    memory: Allocator,
     *,
     dx: Tensor | None,
     dweight: Tensor,
@@ -137,8 +137,8 @@ def backward(
             "ds_ptr": scale.gradient,
             "join_dgamma_ptr": scale.dgamma,
             "join_parameters": scale.dgamma.stride(0),
-            "shares_ptr": allocate((fits * shares * matrix,), torch.float32),
-            "arrivals_ptr": allocate((fits,), torch.int32),
+            "shares_ptr": memory.share((fits * shares * matrix,), torch.float32),
+            "arrivals_ptr": memory.keep((fits,), torch.int32),
         }
         traffic += size(*scale)
     if side is not None:
@@ -163,14 +163,14 @@ def backward(
         if tile_dgrad.splits > 1:
             shape = (fits * jobs, tile_dgrad.splits, tile_dgrad.pixels, block_dx)
             arguments |= {
-                "terms_ptr": allocate(shape, torch.float32),
-                "terms_arrivals_ptr": allocate(shape[:1], torch.int32),
+                "terms_ptr": memory.share(shape, torch.float32),
+                "terms_arrivals_ptr": memory.keep(shape[:1], torch.int32),
             }
         if norm is not None:
             parts, counters = scratch_shapes(fits, count, inputs, block_dx)
             arguments |= {
-                "parts_ptr": allocate((parts,), torch.float32),
-                "counters_ptr": allocate((counters,), torch.int32),
+                "parts_ptr": memory.share((parts,), torch.float32),
+                "counters_ptr": memory.keep((counters,), torch.int32),
                 "pull_ptr": pull,
                 "dgamma_ptr": norm.dgamma,
                 "dbeta_ptr": norm.dbeta,

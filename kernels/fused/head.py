@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, dot, narrow, slope
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_sums, scratch_shapes
 from flashdip.kernels.fused.rows import row_of, sum_rows, sum_shapes
 
@@ -150,7 +150,7 @@ def head(
     loss_scale: float,
     sigmoid: bool,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Draw the image, compare it, and compute all gradients, which are multiplied by `loss_scale`.
 
@@ -189,7 +189,7 @@ def head(
             "loss_ptr": loss,
             "share": 0.0 if decay is None else 1 - decay,
             "gain": loss_scale / output[0].numel(),
-            **_gradients(x, dx, norm, pull, dweight, dbias, tile, allocate),
+            **_gradients(x, dx, norm, pull, dweight, dbias, tile, memory),
         },
         sigmoid,
         tile,
@@ -232,7 +232,7 @@ def backward(
     loss_scale: float,
     sigmoid: bool,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Only compute the gradients; see `head`.
 
@@ -243,7 +243,7 @@ def backward(
     given = {
         "doutput_ptr": doutput,
         "gain": loss_scale,
-        **_gradients(x, dx, norm, pull, dweight, dbias, tile, allocate),
+        **_gradients(x, dx, norm, pull, dweight, dbias, tile, memory),
     }
     return _launch(name, x, weight, bias, doutput, given, sigmoid, tile)
 
@@ -272,7 +272,7 @@ def _gradients(
     dweight: Tensor,
     dbias: Tensor | None,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> dict[str, Tensor | int | float | None]:
     """Return the arguments that only a backward pass has."""
     fits, _, _, inputs = x.raw.shape
@@ -286,10 +286,10 @@ def _gradients(
         "dbeta_ptr": norm.dbeta,
         "dweight_ptr": dweight,
         "dbias_ptr": dbias,
-        "parts_ptr": allocate((parts,), torch.float32),
-        "parts_counters_ptr": allocate((counters,), torch.int32),
-        "rows_ptr": allocate(rows, torch.float32),
-        "rows_counters_ptr": allocate(rows_counters, torch.int32),
+        "parts_ptr": memory.share((parts,), torch.float32),
+        "parts_counters_ptr": memory.keep((counters,), torch.int32),
+        "rows_ptr": memory.share(rows, torch.float32),
+        "rows_counters_ptr": memory.keep(rows_counters, torch.int32),
         "gradients": dweight.stride(0),
     }
 

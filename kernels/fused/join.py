@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused import norm
 from flashdip.kernels.fused.device import EPS, exist, narrow
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Tile, size
 from flashdip.kernels.fused.patches import corners, cut, pending, row_of, smooth
 from flashdip.kernels.opset import Up
 
@@ -217,7 +217,7 @@ def forward(
     folded: Tensor,
     skip_weight: Tensor | None,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Plan the statistics of a join and the weights that they are folded into.
 
@@ -237,12 +237,12 @@ def forward(
             [F, Kp, O] with rows (ky 3 + kx) Cs + c and zeros behind them.
         tile: Pixels of the deep map (`rows` x `columns`) and channels (`outputs`) of a program. The
             last program of a block of channels prepares their weights alone: let blocks be small.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     fits, height, width, channels = deep.raw.shape
     outputs = master.shape[-1]
-    of_deep = cut(deep, tile, up == "bilinear", allocate)
-    of_skip = cut(skip, tile, False, allocate)
+    of_deep = cut(deep, tile, up == "bilinear", memory)
+    of_skip = cut(skip, tile, False, memory)
     at_once = max(16, 256 * tile.warps // of_deep.block)  # 9 x 8 weights to a thread
     return Launch(
         name,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused.device import exist, narrow, slope
 from flashdip.kernels.fused.geometry import targets
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_sums
 from flashdip.kernels.fused.patches import Cut, corners, cut, pending, row_of, smooth
 from flashdip.kernels.opset import Up
@@ -252,7 +252,7 @@ def backward(
     up: Up,
     dweight: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Plan the backward pass of a join.
 
@@ -281,14 +281,14 @@ def backward(
         up: How the deep map was enlarged.
         dweight: Written: gradient of the convolution's weights, [F, 3, 3, Cs + Cd, O] float32.
         tile: Pixels of the deep map (`rows` x `columns`) and channels (`outputs`) of a program.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     fits, height, width, channels = deep.raw.shape
     shallow, outputs = dweight.shape[-2] - channels, dweight.shape[-1]
-    of_deep = cut(deep, tile, up == "bilinear", allocate)
+    of_deep = cut(deep, tile, up == "bilinear", memory)
     thin = skip_g is not None and skip_g.ndim == 5
     # A thin skip's gradient is gathered from nine taps at once.
-    of_skip = cut(skip, tile, False, allocate, elements=8 if thin else 16)
+    of_skip = cut(skip, tile, False, memory, elements=8 if thin else 16)
     splits, skip_splits = dfolded.shape[1], 0 if dskip is None else dskip.shape[1]
     parts = min(32, triton.next_power_of_2(4 * splits))
     skip_parts = min(256, triton.next_power_of_2(max(1, skip_splits)))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdip.kernels.fused.launch import Allocate, Launch, size
+from flashdip.kernels.fused.launch import Allocator, Launch, size
 from flashdip.kernels.fused.rows import row_of, sum_rows, sum_shapes
 from flashdip.kernels.fused.step import mix
 
@@ -289,7 +289,7 @@ def _read_kernel(
 
 
 def read(
-    name: str, of: Observed, state: State, rules: Rules, limits: Tensor, allocate: Allocate
+    name: str, of: Observed, state: State, rules: Rules, limits: Tensor, memory: Allocator
 ) -> Launch:
     """Take a reading of each fit that is due for one, and judge it.
 
@@ -330,8 +330,8 @@ def read(
             "actions_ptr": state.actions,
             "board_ptr": state.board,
             "limits_ptr": limits,
-            "rows_ptr": allocate(rows, torch.float32),
-            "arrived_ptr": allocate(arrived, torch.int32),
+            "rows_ptr": memory.share(rows, torch.float32),
+            "arrived_ptr": memory.keep(arrived, torch.int32),
             "P": of.parameters.shape[1],
             "count": count,
             "entries": entries,

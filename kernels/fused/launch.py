@@ -4,16 +4,28 @@ A step is a list of launches, fixed before the first one runs. Tensors may be on
 then the list can be compiled ahead of time and costed, but not run.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flashdip.kernels.opset import Activation
 
-Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]  # zeroed, kept for as long as the plan
+
+class Allocator(Protocol):
+    """Where a launch's tensors come from; see `flashdip.kernels.fused.memory`."""
+
+    def keep(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a zeroed tensor that stays for as long as the plan."""
+        ...
+
+    def share(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor that is only there for the launches that have it among their arguments.
+
+        What it holds before the first of them in every step is not specified.
+        """
+        ...
 
 
 class Tile(NamedTuple):
@@ -112,6 +124,8 @@ class Launch:
         flops: Operations that the mathematics asks for, twice the multiply-adds.
         bytes: Traffic that cannot be avoided: every element read or written, once.
         gemm: Whether the matrix units are to do the work.
+        options: What else the compiler is told.
+        within: Tensors that the kernel reaches through an argument that spans them.
     """
 
     name: str
@@ -125,6 +139,13 @@ class Launch:
     bytes: int = 0
     gemm: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    within: tuple[Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it reads or writes."""
+        arguments = self.arguments.values()
+        return [*(a for a in arguments if isinstance(a, Tensor)), *self.within]
 
     def __call__(self) -> None:
         """Run on the current device, or in Triton's interpreter."""

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import last_to_arrive
-from flashdip.kernels.fused.launch import Allocate, Launch, size
+from flashdip.kernels.fused.launch import Allocator, Launch, size
 
 _ELEMENTS = 2048  # of an output that one program takes in
 
@@ -53,7 +53,7 @@ def observe(
     name: str,
     output: Tensor,
     counters: Tensor,
-    allocate: Allocate,
+    memory: Allocator,
     *,
     window: Tensor | None,
     sample: Tensor | None,
@@ -86,8 +86,8 @@ def observe(
             "mean_ptr": mean,
             "variance_ptr": variance,
             "counters_ptr": counters,
-            "parts_ptr": None if mean is None else allocate((fits, programs), torch.float32),
-            "arrived_ptr": None if mean is None else allocate((fits,), torch.int32),
+            "parts_ptr": None if mean is None else memory.share((fits, programs), torch.float32),
+            "arrived_ptr": None if mean is None else memory.keep((fits,), torch.int32),
             "count": count,
             "length": 0 if window is None else len(window),
             "samples": samples,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashdip.kernels.fused import norm
 from flashdip.kernels.fused.device import activate, narrow
-from flashdip.kernels.fused.launch import Allocate, Map, Tile
+from flashdip.kernels.fused.launch import Allocator, Map, Tile
 
 IN_PATCHES = 4  # elements to a thread: each stands for a few rows of pixels
 
@@ -52,14 +52,14 @@ class Cut(NamedTuple):
         return {name.upper(): getattr(self, name) for name in names}
 
 
-def cut(x: Map | None, tile: Tile, smooth: bool, allocate: Allocate, *, elements: int = 16) -> Cut:
+def cut(x: Map | None, tile: Tile, smooth: bool, memory: Allocator, *, elements: int = 16) -> Cut:
     """Cut a map as large as x, `tile.outputs` channels at a time.
 
     Args:
         x: The map, [F, H, W, C]; None of no map.
         tile: Pixels (`rows` x `columns`) and channels (`outputs`) of a program, at most.
         smooth: Whether the map is smoothed.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
         elements: To a thread, where patches are single pixels.
     """
     if x is None:
@@ -88,8 +88,8 @@ def cut(x: Map | None, tile: Tile, smooth: bool, allocate: Allocate, *, elements
         wide,
         block,
         tiles * triton.cdiv(channels, block),
-        allocate((parts,), torch.float32),
-        allocate((counters,), torch.int32),
+        memory.share((parts,), torch.float32),
+        memory.keep((counters,), torch.int32),
     )
 
 

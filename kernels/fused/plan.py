@@ -1,8 +1,8 @@
 """What planning a step keeps track of: launches so far, and where every tensor lies.
 
-What a layer leaves behind for the backward pass is kept; gradients are temporaries that share
-memory. Where several layers read a map, each but the last to be planned backward leaves the
-gradient of the map's value, which the next one adds to its own.
+Parameters stay; maps, gradients and partial sums share memory (`flashdip.kernels.fused.memory`).
+Where several layers read a map, each but the last to be planned backward leaves the gradient of the
+map's value, which the next one adds to its own.
 """
 
 from collections.abc import Sequence
@@ -64,22 +64,18 @@ class Plan:
         parameters: The tensors that the network was recorded with, in order.
         layout: How they lie in flat memory.
         fits: Number of fits, F.
-        size: (H, W) of the network's input, multiples of 2 at every level.
-        dtype: Storage type.
+        input: The perturbed input, [F, H, W, C] in the storage type; sides are multiples of 2 at
+            every level.
         tiles: How work is cut.
         memory: Where tensors come from.
-        arena: Where gradients lie, [G] float32: at first those of all parameters, then partial
-            sums; see `used`. On the meta device it may have any size.
 
     Attributes:
         launches: What was planned so far.
         masters: Flat parameters, [F, P] float32.
         copies: The same in the storage type.
-        gradients: [F, P] float32, the first part of the arena.
-        parts: By index of a parameter, the partial sums of its gradient, [F, parts, ...] float32 in
-            the arena; all other gradients are written to `gradients` themselves.
-        used: Elements of the arena that are used.
-        input: The perturbed input, [F, H, W, C], to be written before the forward pass.
+        gradients: [F, P] float32; 0 where no launch writes.
+        parts: By index of a parameter, the partial sums of its gradient, [F, parts, ...] float32;
+            all other gradients are written to `gradients` themselves.
         made: By node, what it left behind.
         joined: By node, what a folded join left behind beside that.
         apart: By node, the two that stand for a join that is not folded.
@@ -90,24 +86,18 @@ class Plan:
         names: Sequence[str],
         parameters: Sequence[Tensor],
         layout: Layout,
-        fits: int,
-        size: tuple[int, int],
-        dtype: torch.dtype,
+        input: Tensor,
         tiles: Tiles,
         memory: Memory,
-        arena: Tensor,
     ) -> None:
-        self.layout, self.fits, self.size, self.dtype = layout, fits, size, dtype
-        self.tiles, self.memory = tiles, memory
+        self.layout, self.input, self.tiles, self.memory = layout, input, tiles, memory
+        self.fits, self.dtype = fits, dtype = len(input), input.dtype
         self.launches: list[Launch] = []
         self.masters = memory.keep((fits, layout.size), torch.float32)
-        self.used = fits * layout.size
-        self._arena = arena
-        self.gradients = arena[: self.used].view(fits, layout.size)
+        self.gradients = memory.keep((fits, layout.size), torch.float32)
         wide = dtype == torch.float32
         self.copies = self.masters if wide else memory.keep((fits, layout.size), dtype)
         self.parts: dict[int, Tensor] = {}
-        self.input: Tensor | None = None
         self._names = names
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.made: dict[Node, Made] = {}
@@ -119,7 +109,6 @@ class Plan:
     def map(self, node: Node) -> Map:
         """Return a node's value as consumers see it."""
         if isinstance(node, Input):
-            assert self.input is not None
             return Map(self.input)
         return self.made[node].map
 
@@ -134,7 +123,7 @@ class Plan:
         if x.affine is None or not wide or not self.tiles.stores(*x.raw.shape[1:3]):
             return x
         if node not in self._values:
-            stored = self.memory.keep(tuple(x.raw.shape), self.dtype)
+            stored = self.memory.share(tuple(x.raw.shape), self.dtype)
             self._values[node] = Map(stored)
             tile = self.tiles.elementwise(x.raw.shape[3])
             self.launches.append(apply.store(f"{self.name(node)} value", x, stored, tile))
@@ -145,7 +134,7 @@ class Plan:
         if isinstance(node, Input):
             return None, None, None
         made = self.made[node]
-        made.du = self.memory.borrow(tuple(made.map.raw.shape), self.dtype)
+        made.du = self.memory.share(tuple(made.map.raw.shape), self.dtype)
         return made.norm, made.pull, made.du
 
     def receive(
@@ -156,22 +145,16 @@ class Plan:
         readers = [u for u in x.users if not isinstance(u, Conv) or u.carrier is None]
         if isinstance(x, Input) or reader is readers[0]:  # the last one, backward
             return *self.take(x), add
-        shared = self.memory.borrow(tuple(self.map(x).raw.shape), self.dtype)
+        shared = self.memory.share(tuple(self.map(x).raw.shape), self.dtype)
         self._shared[x] = shared
         return None, None, shared, add
 
-    def release(self, node: Node) -> None:
-        """Let others have the memory of a node's gradient."""
-        made = self.made[node]
-        self.memory.give_back(made.du)
-        made.du = None
-
     def make(self, node: Conv | Join | Concat, height: int, width: int) -> Made:
-        """Keep memory for a result that a norm follows."""
-        shape, keep = (self.fits, height, width, node.gamma.shape[1]), self.memory.keep
-        raw = keep(shape, self.dtype)
-        affine = keep((self.fits, 4, shape[3]), torch.float32)
-        pull = keep((self.fits, 3, shape[3]), torch.float32)
+        """Take memory for a result that a norm follows."""
+        shape, share = (self.fits, height, width, node.gamma.shape[1]), self.memory.share
+        raw = share(shape, self.dtype)
+        affine = share((self.fits, 4, shape[3]), torch.float32)
+        pull = share((self.fits, 3, shape[3]), torch.float32)
         norm = Norm(
             self.master(node.gamma),
             self.master(node.beta),
@@ -197,14 +180,14 @@ class Plan:
         """Return memory for partial sums of a parameter's gradient, [F, parts, ...] float32."""
         shape = self.master(parameter).shape[1:]
         count = self.fits * parts * shape.numel()
-        tensor = self._arena[self.used : self.used + count].view(self.fits, parts, *shape)
-        self.used += -(-count // BLOCK) * BLOCK
-        self.parts[self._index[id(parameter)]] = tensor
+        # Adam reads blocks in full, beyond the last one's end.
+        tensor = self.memory.share((count + BLOCK,), torch.float32)[:count]
+        self.parts[self._index[id(parameter)]] = tensor = tensor.view(self.fits, parts, *shape)
         return tensor
 
     def sums(self) -> list[Sum]:
-        """Return where the gradient of each block of parameters lies in the arena."""
-        sums = []
+        """Return where the gradient of each block of parameters lies in the block of memory."""
+        sums, whole = [], int(self.gradients.storage_offset())
         for index, (offset, shape) in enumerate(
             zip(self.layout.offsets, self.layout.shapes, strict=True)
         ):
@@ -215,9 +198,10 @@ class Plan:
             for start in range(0, count, BLOCK):
                 live = min(BLOCK, count - start)
                 if parts is None:
-                    sums.append(Sum(offset + start, fits=self.layout.size, live=live))
+                    begin = whole + offset + start
+                    sums.append(Sum(begin, fits=self.layout.size, live=live))
                 else:
-                    begin = int(parts.storage_offset() - self._arena.storage_offset()) + start
+                    begin = int(parts.storage_offset()) + start
                     sums.append(Sum(begin, parts.shape[1], parts.stride(1), parts.stride(0), live))
         return sums
 

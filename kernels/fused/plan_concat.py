@@ -25,7 +25,7 @@ def forward(plan: Plan, node: Join) -> None:
             made.norm,
             made.map.affine,
             plan.tiles.concat(height, width, made.map.raw.shape[3]),
-            plan.memory.keep,
+            plan.memory,
         )
     )
     plan_conv.forward(plan, conv)
@@ -47,10 +47,9 @@ def backward(plan: Plan, node: Join) -> None:
             skip,
             node.up,
             plan.tiles.concat(*deep.map.raw.shape[1:]),
-            plan.memory.keep,
+            plan.memory,
         )
     )
-    plan.release(joined)
 
 
 def _target(plan: Plan, node: Join, x: Node) -> Target:

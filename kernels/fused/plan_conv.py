@@ -21,10 +21,10 @@ def forward(plan: Plan, node: Conv) -> None:
     if rider is None:
         x, weight, geometry, y, tile, norm, affine, *_ = own
         launch = conv.forward(
-            name, x, weight, geometry, y, tile, plan.memory.keep, norm=norm, affine=affine
+            name, x, weight, geometry, y, tile, plan.memory, norm=norm, affine=affine
         )
     else:
-        launch = conv.forward_pair(name, own, _convolution(plan, rider), plan.memory.keep)
+        launch = conv.forward_pair(name, own, _convolution(plan, rider), plan.memory)
     plan.launches.append(launch)
     for each in (node, rider):
         if each is not None and not each.pooled:
@@ -33,7 +33,7 @@ def forward(plan: Plan, node: Conv) -> None:
         made = plan.made[node]
         assert made.map.affine is not None
         if node.down == "max":
-            made.largest = plan.memory.keep(tuple(made.map.raw.shape), torch.uint8)
+            made.largest = plan.memory.share(tuple(made.map.raw.shape), torch.uint8)
         plan.launches.append(
             pool.forward(
                 f"{plan.name(node)} pooling",
@@ -44,10 +44,9 @@ def forward(plan: Plan, node: Conv) -> None:
                 made.norm,
                 made.map.affine,
                 plan.tiles.elementwise(own.y.shape[3], 2048),
-                plan.memory.keep,
+                plan.memory,
             )
         )
-        plan.memory.give_back(own.y)
 
 
 def _count(plan: Plan, node: Conv) -> None:
@@ -55,9 +54,9 @@ def _count(plan: Plan, node: Conv) -> None:
     map, norm = plan.made[node].map, plan.made[node].norm
     if plan.tiles.counts(*map.raw.shape[1:3]):
         assert map.affine is not None
-        tile, keep = plan.tiles.elementwise(map.raw.shape[3]), plan.memory.keep
+        tile = plan.tiles.elementwise(map.raw.shape[3])
         name = f"{plan.name(node)} statistics"
-        plan.launches.append(apply.count(name, map.raw, norm, map.affine, tile, keep))
+        plan.launches.append(apply.count(name, map.raw, norm, map.affine, tile, plan.memory))
 
 
 def _convolution(plan: Plan, node: Conv) -> Convolution:
@@ -69,7 +68,7 @@ def _convolution(plan: Plan, node: Conv) -> Convolution:
     if node.pooled:
         assert height % 2 == width % 2 == 0
         plan.make(node, height // 2, width // 2)
-        full = plan.memory.borrow((plan.fits, height, width, outputs), plan.dtype)
+        full = plan.memory.share((plan.fits, height, width, outputs), plan.dtype)
         return Convolution(x, weight, geometry, full, tile)
     made = plan.make(node, height, width)
     affine = made.map.affine
@@ -110,7 +109,7 @@ def backward(plan: Plan, node: Conv) -> None:
             geometry,
             plan.tiles.product(down, across, inputs, outputs, size**2, geometry.stride**2),
             tile,
-            plan.memory.keep,
+            plan.memory,
             dx=dx,
             dweight=plan.partial(node.weight, tile.splits),
             norm=norm,
@@ -120,24 +119,20 @@ def backward(plan: Plan, node: Conv) -> None:
             value=plan.read(node),
         )
     )
-    plan.memory.give_back(dy, add)
-    if rider is not None:
-        plan.release(rider)
 
 
 def _settle(plan: Plan, node: Conv, shape: tuple[int, ...]) -> Tensor:
-    """Plan dy of a convolution out of its pending gradient, which is released."""
-    dy = plan.memory.borrow(shape, plan.dtype)
+    """Plan dy of a convolution out of its pending gradient."""
+    dy = plan.memory.share(shape, plan.dtype)
     name, gradient = f"{plan.name(node)} gradient", plan.made[node].gradient
-    keep, elementwise = plan.memory.keep, plan.tiles.elementwise
+    memory, elementwise = plan.memory, plan.tiles.elementwise
     if node.pooled:
         largest, tile = plan.made[node].largest, elementwise(shape[3], 2048)
-        launch = pool.backward(name, gradient, dy, node.down, largest, tile, keep)
+        launch = pool.backward(name, gradient, dy, node.down, largest, tile, memory)
     else:
         tile = elementwise(shape[3])
-        launch = smooth_backward.backward(name, gradient, dy, tile, keep, bilinear=False)
+        launch = smooth_backward.backward(name, gradient, dy, tile, memory, bilinear=False)
     plan.launches.append(launch)
-    plan.release(node)
     return dy
 
 
@@ -158,10 +153,9 @@ def _backward_pointwise(plan: Plan, node: Conv) -> None:
             pull,
             plan.partial(node.weight, tile.splits),
             tile,
-            plan.memory.keep,
+            plan.memory,
         )
     )
-    plan.release(node)
 
 
 def _geometry(node: Conv) -> Geometry:

@@ -21,16 +21,16 @@ from flashdip.kernels.fused.record import THIN, Join
 
 def forward(plan: Plan, node: Join) -> None:
     """Plan statistics and folded weights, the convolution, and the filter behind it."""
-    keep, name = plan.memory.keep, plan.name(node)
+    memory, name = plan.memory, plan.name(node)
     deep = plan.map(node.deep)
     skip = None if node.skip is None else plan.map(node.skip)
     fits, height, width, channels = deep.raw.shape
     _, _, outputs = node.shape
     assert skip is None or skip.raw.shape[1:3] == (2 * height, 2 * width)
     joined = Joined(
-        value=Map(keep((fits, height, width, channels), plan.dtype)),
-        deep_affine=keep((fits, 3, channels), torch.float32),
-        folded=keep((fits, 2, 2, 2, 2, channels, outputs), plan.dtype),
+        value=Map(memory.share((fits, height, width, channels), plan.dtype)),
+        deep_affine=memory.share((fits, 3, channels), torch.float32),
+        folded=memory.share((fits, 2, 2, 2, 2, channels, outputs), plan.dtype),
         skip_affine=None,
         skip_weight=None,
     )
@@ -38,8 +38,8 @@ def forward(plan: Plan, node: Join) -> None:
     if skip is not None:
         few = skip.raw.shape[3]
         rows = (triton.cdiv(9 * few, 16) * 16,) if few <= THIN else (3, 3, few)
-        joined.skip_affine = keep((fits, 3, few), torch.float32)
-        joined.skip_weight = keep((fits, *rows, outputs), plan.dtype)
+        joined.skip_affine = memory.share((fits, 3, few), torch.float32)
+        joined.skip_weight = memory.share((fits, *rows, outputs), plan.dtype)
     plan.launches.append(
         join.forward(
             f"{name.removesuffix('.up')}.join forward",
@@ -54,7 +54,7 @@ def forward(plan: Plan, node: Join) -> None:
             joined.folded,
             joined.skip_weight,
             plan.tiles.join(height, width, channels),
-            keep,
+            memory,
         )
     )
     made = plan.make(node, 2 * height, 2 * width)
@@ -76,7 +76,7 @@ def forward(plan: Plan, node: Join) -> None:
                 geometry,
                 made.map.raw,
                 tile,
-                keep,
+                memory,
                 norm=made.norm,
                 affine=affine,
                 skip=thin,
@@ -84,11 +84,12 @@ def forward(plan: Plan, node: Join) -> None:
                 add=add,
             )
         )
-        plan.memory.give_back(add)
         return
-    doubled = plan.memory.borrow((fits, 2 * height + 2, 2 * width + 2, outputs), plan.dtype)
+    doubled = memory.share((fits, 2 * height + 2, 2 * width + 2, outputs), plan.dtype)
     plan.launches.append(
-        conv.forward(f"{name} forward", joined.value, joined.folded, geometry, doubled, tile, keep)
+        conv.forward(
+            f"{name} forward", joined.value, joined.folded, geometry, doubled, tile, memory
+        )
     )
     plan.launches.append(
         smooth.forward(
@@ -98,23 +99,22 @@ def forward(plan: Plan, node: Join) -> None:
             made.norm,
             affine,
             plan.tiles.patches(2 * height, 2 * width, outputs),
-            keep,
+            memory,
             skip=thin,
             skip_weight=weight,
             add=add,
         )
     )
-    plan.memory.give_back(doubled, add)
 
 
 def _forward_skip(plan: Plan, node: Join) -> Tensor:
-    """Plan the convolution of a wide skip; return its result, borrowed."""
+    """Plan the convolution of a wide skip; return its result."""
     assert node.skip is not None
     skip, weight = plan.map(node.skip), plan.joined[node].skip_weight
     assert weight is not None
     fits, height, width, channels = skip.raw.shape
     outputs = weight.shape[-1]
-    y = plan.memory.borrow((fits, height, width, outputs), plan.dtype)
+    y = plan.memory.share((fits, height, width, outputs), plan.dtype)
     plan.launches.append(
         conv.forward(
             f"{plan.name(node)} skip forward",
@@ -123,7 +123,7 @@ def _forward_skip(plan: Plan, node: Join) -> Tensor:
             Geometry("conv", 3, 1, 1, node.pad),
             y,
             plan.tiles.product(height, width, outputs, channels, 9),
-            plan.memory.keep,
+            plan.memory,
         )
     )
     return y
@@ -131,7 +131,7 @@ def _forward_skip(plan: Plan, node: Join) -> Tensor:
 
 def backward(plan: Plan, node: Join) -> None:
     """Plan the way back through all of them."""
-    keep, borrow, name = plan.memory.keep, plan.memory.borrow, plan.name(node)
+    memory, name = plan.memory, plan.name(node)
     joined, made, bilinear = plan.joined[node], plan.made[node], node.up == "bilinear"
     fits, height, width, channels = joined.value.raw.shape
     _, _, outputs = node.shape
@@ -141,21 +141,21 @@ def backward(plan: Plan, node: Join) -> None:
 
     # dy, and what it means for a thin skip.
     border = 2 * bilinear
-    dy = borrow((fits, 2 * height + border, 2 * width + border, outputs), plan.dtype)
+    dy = memory.share((fits, 2 * height + border, 2 * width + border, outputs), plan.dtype)
     tile = plan.tiles.patches(2 * height + border, 2 * width + border, outputs, whole=True)
     thin = thin_weight = skip_g = dskip = skip_ds = None
     if skip is not None and joined.skip_weight is not None and not _wide(plan, node):
         thin, thin_weight = skip, joined.skip_weight
-        skip_g = borrow((fits, 2 * height, 2 * width, 9, few), plan.dtype)
-        dskip = borrow((fits, tile.splits, 9 * few, outputs), torch.float32)
-        skip_ds = borrow((fits, few), torch.float32)
+        skip_g = memory.share((fits, 2 * height, 2 * width, 9, few), plan.dtype)
+        dskip = memory.share((fits, tile.splits, 9 * few, outputs), torch.float32)
+        skip_ds = memory.share((fits, few), torch.float32)
     plan.launches.append(
         smooth_backward.backward(
             f"{name} gradient",
             made.gradient,
             dy,
             tile if thin is not None or bilinear else plan.tiles.elementwise(outputs),
-            keep,
+            memory,
             bilinear=bilinear,
             skip=thin,
             skip_weight=thin_weight,
@@ -169,14 +169,13 @@ def backward(plan: Plan, node: Join) -> None:
     )
     if _wide(plan, node):
         skip_g, dskip, skip_ds = _backward_skip(plan, node, None if bilinear else dy)
-    plan.release(node)
 
     # The convolution of the small map.
     geometry = Geometry(node.up, 2, 1, 1, node.pad)
     members = geometry.members(height), geometry.members(width)
     tile = plan.tiles.weights(members[0] * members[1], 4 * channels, outputs, 4)
-    dfolded = borrow((fits, tile.splits, *joined.folded.shape[1:]), torch.float32)
-    deep_ds = borrow((fits, channels), torch.float32)
+    dfolded = memory.share((fits, tile.splits, *joined.folded.shape[1:]), torch.float32)
+    deep_ds = memory.share((fits, channels), torch.float32)
     deep_norm, deep_pull, deep_du = plan.take(node.deep)
     assert deep_du is not None
     plan.launches.append(
@@ -188,13 +187,12 @@ def backward(plan: Plan, node: Join) -> None:
             geometry,
             plan.tiles.product(height, width, channels, outputs, 16),
             tile,
-            keep,
+            memory,
             dx=deep_du,
             dweight=dfolded,
             scale=Scale(master[:, :, :, few:], joined.deep_affine, deep_ds, dgamma[:, few:]),
         )
     )
-    plan.memory.give_back(dy)
 
     # The statistics, the activations, and the unfolded weights.
     skip_norm = skip_pull = skip_du = None
@@ -222,10 +220,9 @@ def backward(plan: Plan, node: Join) -> None:
             node.up,
             plan.gradient(node.weight),
             plan.tiles.join(height, width, channels),
-            keep,
+            memory,
         )
     )
-    plan.memory.give_back(skip_g, dskip, skip_ds, dfolded, deep_ds)
 
 
 def _backward_skip(plan: Plan, node: Join, dy: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,32 +232,30 @@ def _backward_skip(plan: Plan, node: Join, dy: Tensor | None) -> tuple[Tensor, T
         dy: The gradient of the join's result, if it is there at full resolution.
 
     Returns:
-        The gradients of the skip's value, of its weights in partial sums, and of their scale:
-        all borrowed.
+        The gradients of the skip's value, of its weights in partial sums, and of their scale.
     """
     assert node.skip is not None
-    joined, borrow, name = plan.joined[node], plan.memory.borrow, plan.name(node)
+    joined, memory, name = plan.joined[node], plan.memory, plan.name(node)
     skip, affine, weight = plan.map(node.skip), joined.skip_affine, joined.skip_weight
     assert weight is not None and affine is not None
     fits, height, width, channels = skip.raw.shape
     outputs = weight.shape[-1]
-    plain = None
     if dy is None:
-        dy = plain = borrow((fits, height, width, outputs), plan.dtype)
+        dy = memory.share((fits, height, width, outputs), plan.dtype)
         plan.launches.append(
             smooth_backward.backward(
                 f"{name} skip gradient",
                 plan.made[node].gradient,
-                plain,
+                dy,
                 plan.tiles.elementwise(outputs),
-                plan.memory.keep,
+                memory,
                 bilinear=False,
             )
         )
     tile = plan.tiles.weights(height * width, 9 * channels, outputs)
-    g = borrow((fits, height, width, channels), plan.dtype)
-    dskip = borrow((fits, tile.splits, *weight.shape[1:]), torch.float32)
-    ds = borrow((fits, channels), torch.float32)
+    g = memory.share((fits, height, width, channels), plan.dtype)
+    dskip = memory.share((fits, tile.splits, *weight.shape[1:]), torch.float32)
+    ds = memory.share((fits, channels), torch.float32)
     master, dgamma = plan.master(node.weight), plan.gradient(node.join_gamma)
     plan.launches.append(
         conv_backward.backward(
@@ -271,13 +266,12 @@ def _backward_skip(plan: Plan, node: Join, dy: Tensor | None) -> tuple[Tensor, T
             Geometry("conv", 3, 1, 1, node.pad),
             plan.tiles.product(height, width, channels, outputs, 9),
             tile,
-            plan.memory.keep,
+            memory,
             dx=g,
             dweight=dskip,
             scale=Scale(master[:, :, :, :channels], affine, ds, dgamma[:, :channels]),
         )
     )
-    plan.memory.give_back(plain)
     return g, dskip, ds
 
 

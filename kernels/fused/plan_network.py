@@ -9,15 +9,13 @@ from collections.abc import Sequence
 
 from flashdip.kernels.fused import plan_concat, plan_conv, plan_join
 from flashdip.kernels.fused.plan import Plan
-from flashdip.kernels.fused.record import Conv, Input, Join, Node
+from flashdip.kernels.fused.record import Conv, Join, Node
 
 
 def forward(plan: Plan, nodes: Sequence[Node]) -> None:
-    """Plan all nodes before the head."""
+    """Plan all nodes between input and head."""
     for node in nodes:
         match node:
-            case Input():
-                plan.input = plan.memory.keep((plan.fits, *plan.size, node.channels), plan.dtype)
             case Conv():
                 plan_conv.forward(plan, node)
             case Join():

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, dot, narrow, slope
-from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Gradient, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_sums, load_pull, pulled_gradient, scratch_shapes
 
 ACCUMULATORS = 64  # registers of a thread that may hold dW
@@ -36,7 +36,7 @@ def backward(
     pull: Tensor | None,
     dweight: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Compute the gradients of a 1x1 convolution's input and weight.
 
@@ -79,8 +79,8 @@ def backward(
     if norm is not None:
         parts, counters = scratch_shapes(fits, programs, inputs, block)
         arguments |= {
-            "parts_ptr": allocate((parts,), torch.float32),
-            "counters_ptr": allocate((counters,), torch.int32),
+            "parts_ptr": memory.share((parts,), torch.float32),
+            "counters_ptr": memory.keep((counters,), torch.int32),
             "dgamma_ptr": norm.dgamma,
             "dbeta_ptr": norm.dbeta,
             "parameters": norm.dgamma.stride(0),

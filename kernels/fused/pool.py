@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flashdip.kernels import resample
 from flashdip.kernels.fused.device import narrow
-from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Gradient, Launch, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_forward, load_gradient, scratch_shapes
 from flashdip.kernels.fused.resample import before, copied, runs
 from flashdip.kernels.opset import Down
@@ -31,7 +31,7 @@ def forward(
     norm: Norm,
     affine: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Pool, and take the statistics.
 
@@ -44,7 +44,7 @@ def forward(
         norm: The normalisation of y.
         affine: [F, 4, C] float32, written; see `flashdip.kernels.fused.norm`.
         tile: `pixels` of y and `outputs` channels a program.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     fits, height, width, channels = y.shape
     tiles = triton.cdiv(height * width, tile.pixels)
@@ -58,13 +58,13 @@ def forward(
             "x_ptr": x,
             "y_ptr": y,
             "largest_ptr": largest,
-            "taps_ptr": copied(taps, allocate),
+            "taps_ptr": copied(taps, memory),
             "gamma_ptr": norm.gamma,
             "beta_ptr": norm.beta,
             "affine_ptr": affine,
             "parameters": norm.gamma.stride(0),
-            "parts_ptr": allocate((parts,), torch.float32),
-            "counters_ptr": allocate((counters,), torch.int32),
+            "parts_ptr": memory.share((parts,), torch.float32),
+            "counters_ptr": memory.keep((counters,), torch.int32),
             "height": height,
             "width": width,
         },
@@ -88,7 +88,7 @@ def backward(
     down: Down,
     largest: Tensor | None,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Compute the gradient of what was pooled.
 
@@ -98,7 +98,7 @@ def backward(
         down: How; see `forward`, as for what follows.
         largest: Read.
         tile: `pixels` of out and `outputs` channels a program.
-        allocate: Where scratch comes from.
+        memory: Where scratch comes from.
     """
     fits, height, width, channels = out.shape
     tiles = triton.cdiv(height * width, tile.pixels)
@@ -114,10 +114,10 @@ def backward(
             "pull_ptr": dy.pull,
             "out_ptr": out,
             "largest_ptr": largest,
-            "first_y_ptr": copied(first_y, allocate),
-            "weight_y_ptr": copied(weight_y, allocate),
-            "first_x_ptr": copied(first_x, allocate),
-            "weight_x_ptr": copied(weight_x, allocate),
+            "first_y_ptr": copied(first_y, memory),
+            "weight_y_ptr": copied(weight_y, memory),
+            "first_x_ptr": copied(first_x, memory),
+            "weight_x_ptr": copied(weight_x, memory),
             "height": height,
             "width": width,
         },

@@ -1,9 +1,10 @@
 """The whole step as launches: perturb, draw, compare, differentiate, average, update.
 
-A program is planned twice: first without memory, to learn how much the partial sums of gradients
-need, then on its device.
+A program is planned twice: first without memory, to learn when each tensor is needed, then in one
+block of its device.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,11 @@ from flashdip.kernels import noise
 from flashdip.kernels.fused import head, observe, plan_network, resample, step
 from flashdip.kernels.fused.judge import Rules
 from flashdip.kernels.fused.launch import Launch
-from flashdip.kernels.fused.layout import BLOCK, Layout
-from flashdip.kernels.fused.memory import Memory
+from flashdip.kernels.fused.layout import Layout
+from flashdip.kernels.fused.memory import Memory, Place, total
 from flashdip.kernels.fused.plan import Plan
 from flashdip.kernels.fused.reading import TRAINED, Reading, plan_reading
-from flashdip.kernels.fused.record import Head, Node
+from flashdip.kernels.fused.record import Head, Input, Node
 from flashdip.kernels.fused.tiles import Architecture, Tiles
 from flashdip.kernels.resample import Kernel
 
@@ -121,7 +122,6 @@ class Program:
         reading: To be run after a step that ends at an iteration to be read; None where the
             launches do not compare.
         doutput: [F, C, h, w] float32.
-        memory: Bytes of device memory, images aside.
         z: The network's input, [F, H, W, C] in the storage type.
         parameters: [F, P] float32, in `layout`; `copies` in the storage type.
         moments: Of Adam, twice [F, P] float32.
@@ -145,11 +145,28 @@ class Program:
         self.layout = recorded.layout()
         arguments = (recorded, settings, rates, size, architecture)
         device = images.output.device
-        self._plan(*arguments, _on(images, "meta"), torch.empty(1 << 40, device="meta"))
+        self._apart = Memory(torch.device("meta"))
+        self._plan(*arguments, _on(images, "meta"), self._apart)
         if device.type != "meta":
-            # Blocks of parameters are read in full, beyond the last one's end.
-            arena = torch.zeros(self.arena_size + BLOCK, device=device)
-            self._plan(*arguments, images, arena)
+            places, names = self.places, [launch.name for launch in self.sequence]
+            self._plan(*arguments, images, Memory(device, places))
+            assert names == [launch.name for launch in self.sequence]
+
+    @property
+    def sequence(self) -> list[Launch]:
+        """All launches, in the order in which they run."""
+        reading = [] if self.reading is None else self.reading.launches
+        return [*self.launches, *self.after, *reading]
+
+    @functools.cached_property
+    def places(self) -> list[Place]:
+        """Where each tensor lies in the block of memory, and when it is needed."""
+        return self._apart.places(self.sequence)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of device memory, images aside."""
+        return total(self.places)
 
     def _plan(
         self,
@@ -159,7 +176,7 @@ class Program:
         size: tuple[int, int],
         architecture: Architecture,
         images: Images,
-        arena: Tensor,
+        memory: Memory,
     ) -> None:
         fits, channels, height, width = images.output.shape
         outputs = next(n for n in recorded.nodes if isinstance(n, Head)).weight.shape[1]
@@ -169,22 +186,14 @@ class Program:
                 f"got {outputs}"
             )
         device = images.output.device
-        memory = Memory(device)
         keep = memory.keep
         tiles = Tiles(architecture, self.dtype, fits)
-        plan = Plan(
-            recorded.names,
-            recorded.parameters,
-            self.layout,
-            fits,
-            size,
-            self.dtype,
-            tiles,
-            memory,
-            arena,
-        )
+        inputs = next(n for n in recorded.nodes if isinstance(n, Input)).channels
+        self.z = perturbed = keep((fits, *size, inputs), self.dtype)
+        if settings.perturbation:
+            perturbed = memory.share(tuple(self.z.shape), self.dtype)
+        plan = Plan(recorded.names, recorded.parameters, self.layout, perturbed, tiles, memory)
         plan_network.forward(plan, recorded.nodes)
-        assert plan.input is not None
         self.counters = keep((fits,), torch.int32)
         self.keys = keep((fits,), torch.int64)
         self.rate_scale = keep((fits,), torch.float32).fill_(1.0)
@@ -195,14 +204,12 @@ class Program:
         self.loss_scale = float(1 << (channels * height * width).bit_length() - 1)
 
         first = []
-        self.z = plan.input
         if settings.perturbation:
-            self.z = keep(tuple(plan.input.shape), self.dtype)
             first.append(
                 step.perturb(
                     "perturb",
                     self.z,
-                    plan.input,
+                    perturbed,
                     noise.table().to(device, torch.float16),
                     self.keys,
                     self.counters,
@@ -218,7 +225,7 @@ class Program:
                     "observe",
                     images.output,
                     self.counters,
-                    keep,
+                    memory,
                     window=images.window,
                     sample=images.sample,
                     mean=images.moving_mean,
@@ -232,15 +239,16 @@ class Program:
                 self.parameters,
                 None if self.dtype == torch.float32 else self.copies,
                 *self.moments,
-                arena,
+                memory.block.view(torch.float32),
                 plan.sums(),
                 step.schedule(rates, settings.betas).to(device),
                 self.counters,
                 self.rate_scale,
-                keep,
+                memory,
                 betas=settings.betas,
                 eps=settings.eps,
                 loss_scale=self.loss_scale,
+                gradients=[plan.gradients, *plan.parts.values()],
             )
         )
         self.reading: Reading | None = None
@@ -256,8 +264,6 @@ class Program:
         self.after: list[Launch] = plan.launches[split:] + last
         if images.target is not None:
             self.launches, self.after = self.launches + self.after, []
-        self.arena_size = plan.used
-        self.memory = memory.bytes + 4 * plan.used
 
     def _head(
         self,
@@ -314,7 +320,7 @@ class Program:
                 loss_scale=scale,
                 sigmoid=sigmoid,
                 tile=tile,
-                allocate=memory.keep,
+                memory=memory,
             )
         else:
             launch = head.head(
@@ -336,7 +342,7 @@ class Program:
                 loss_scale=scale,
                 sigmoid=sigmoid,
                 tile=tile,
-                allocate=memory.keep,
+                memory=memory,
             )
         plan.launches.append(launch)
         return split
@@ -344,8 +350,8 @@ class Program:
     def _downsample(self, images: Images, memory: Memory) -> list[Launch]:
         """Return what compares the image where it is made smaller, and differentiates that."""
         assert images.target is not None and images.downsample is not None
-        residual = memory.keep(tuple(images.target.shape), torch.float32)
-        how = (*images.downsample, memory.keep)
+        residual = memory.share(tuple(images.target.shape), torch.float32)
+        how = (*images.downsample, memory)
         return [
             resample.residual(
                 "residual", images.output, images.target, residual, images.loss, *how

@@ -60,33 +60,33 @@ def plan_reading(
     sigma, clipped = images.sigma, images.clipped
     assert target is not None and measured is not None and truth is not None
     assert sigma is not None and clipped is not None
-    fits, device, allocate = len(images.output), memory.device, memory.keep
+    fits, device = len(images.output), memory.device
     state = trained | {"average": images.average, "output": images.output}
     if images.moving_mean is not None and images.moving_variance is not None:
         state |= {"moving_mean": images.moving_mean, "moving_variance": images.moving_variance}
-    good = {name: allocate(tuple(of.shape), torch.float32) for name, of in state.items()}
+    good = {name: memory.keep(tuple(of.shape), torch.float32) for name, of in state.items()}
     best = {}
     if images.window is not None or images.moving_mean is not None:
         for name, of in (("parameters", state["parameters"]), ("image", images.output)):
-            best[name] = allocate(tuple(of.shape), torch.float32)
+            best[name] = memory.keep(tuple(of.shape), torch.float32)
 
     launches = []
     image = images.output if average is None else images.average
     ideal = image
     if images.downsample is not None:
-        ideal = allocate(tuple(target.shape), torch.float32)
-        how = (*images.downsample, allocate)
+        ideal = memory.share(tuple(target.shape), torch.float32)
+        how = (*images.downsample, memory)
         launches.append(resample.residual("ideal", image, None, ideal, None, *how))
     iterations = torch.arange(rules.iterations + 1, dtype=torch.float64)
     divisors = torch.ones_like(iterations) if average is None else 1 - average**iterations
     decided = State(
         counted[0],
         counted[1],
-        allocate((fits,), torch.int64),
+        memory.keep((fits,), torch.int64),
         counted[2],
-        allocate((fits, len(BOOKS)), torch.float64),
-        allocate((fits,), torch.int32),
-        allocate((fits, len(BOARD)), torch.float64).fill_(math.nan),
+        memory.keep((fits, len(BOOKS)), torch.float64),
+        memory.keep((fits,), torch.int32),
+        memory.keep((fits, len(BOARD)), torch.float64).fill_(math.nan),
     )
     observed = Observed(
         image,
@@ -105,7 +105,7 @@ def plan_reading(
     )
     limits = rules.limits().to(device)
     launches += [
-        judge.read("reading", observed, decided, rules, limits, allocate),
+        judge.read("reading", observed, decided, rules, limits, memory),
         keep("keep", decided.actions, state, good, best, copies, averaged=average is not None),
     ]
     return Reading(launches, decided, good, best)

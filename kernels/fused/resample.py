@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels import resample
-from flashdip.kernels.fused.launch import Allocate, Launch, size
+from flashdip.kernels.fused.launch import Allocator, Launch, size
 from flashdip.kernels.fused.rows import row_of, sum_rows, sum_shapes
 from flashdip.kernels.resample import Kernel
 
@@ -63,7 +63,7 @@ def residual(
     loss: Tensor | None,
     kernel: Kernel,
     factor: int,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Downsample the image; subtract what was measured, if it is given.
 
@@ -88,9 +88,9 @@ def residual(
             "target_ptr": target,
             "residual_ptr": residual,
             "loss_ptr": loss,
-            "taps_ptr": copied(taps, allocate),
-            "rows_ptr": allocate(rows, torch.float32),
-            "counters_ptr": allocate(counters, torch.int32),
+            "taps_ptr": copied(taps, memory),
+            "rows_ptr": memory.share(rows, torch.float32),
+            "counters_ptr": memory.keep(counters, torch.int32),
             "h": image.shape[2],
             "w": image.shape[3],
             "count": count,
@@ -134,7 +134,7 @@ def adjoint(
     dimage: Tensor,
     kernel: Kernel,
     factor: int,
-    allocate: Allocate,
+    memory: Allocator,
 ) -> Launch:
     """Compute the loss's gradient with respect to the image: 2 A' residual / numbers measured.
 
@@ -155,10 +155,10 @@ def adjoint(
         {
             "residual_ptr": residual,
             "dimage_ptr": dimage,
-            "first_y_ptr": copied(first_y, allocate),
-            "weight_y_ptr": copied(weight_y, allocate),
-            "first_x_ptr": copied(first_x, allocate),
-            "weight_x_ptr": copied(weight_x, allocate),
+            "first_y_ptr": copied(first_y, memory),
+            "weight_y_ptr": copied(weight_y, memory),
+            "first_x_ptr": copied(first_x, memory),
+            "weight_x_ptr": copied(weight_x, memory),
             "h": height,
             "w": width,
             "count": count,
@@ -197,6 +197,6 @@ def runs(kernel: Kernel, factor: int, side: int) -> tuple[Tensor, Tensor]:
     return first.int(), weights.float()
 
 
-def copied(values: Tensor, allocate: Allocate) -> Tensor:
+def copied(values: Tensor, memory: Allocator) -> Tensor:
     """Return the values where launches find them."""
-    return allocate(tuple(values.shape), values.dtype).copy_(values)
+    return memory.keep(tuple(values.shape), values.dtype).copy_(values)

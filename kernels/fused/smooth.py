@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import activate, dot, narrow
-from flashdip.kernels.fused.launch import Allocate, Launch, Map, Norm, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Launch, Map, Norm, Tile, size
 from flashdip.kernels.fused.norm import finish_moments, scratch_shapes
 
 
@@ -33,7 +33,7 @@ def forward(
     norm: Norm,
     affine: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
     *,
     skip: Map | None = None,
     skip_weight: Tensor | None = None,
@@ -71,8 +71,8 @@ def forward(
             "beta_ptr": norm.beta,
             "affine_ptr": affine,
             "parameters": norm.gamma.stride(0),
-            "parts_ptr": allocate((parts,), torch.float32),
-            "counters_ptr": allocate((counters,), torch.int32),
+            "parts_ptr": memory.share((parts,), torch.float32),
+            "counters_ptr": memory.keep((counters,), torch.int32),
             "height": height,
             "width": width,
             "programs": programs,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdip.kernels.fused.device import dot, last_to_arrive, narrow
-from flashdip.kernels.fused.launch import Allocate, Gradient, Launch, Map, Tile, size
+from flashdip.kernels.fused.launch import Allocator, Gradient, Launch, Map, Tile, size
 from flashdip.kernels.fused.norm import load_pull, pulled_gradient
 from flashdip.kernels.fused.smooth import (
     around,
@@ -30,7 +30,7 @@ def backward(
     dy: Gradient,
     out: Tensor,
     tile: Tile,
-    allocate: Allocate,
+    memory: Allocator,
     *,
     bilinear: bool,
     skip: Map | None = None,
@@ -99,8 +99,8 @@ def backward(
             "parameters": dgamma_skip.stride(0),
             "master_row": master.stride(0),
             "master_channels": master.shape[3],
-            "shares_ptr": allocate((shares,), torch.float32),
-            "counters_ptr": allocate((fits,), torch.int32),
+            "shares_ptr": memory.share((shares,), torch.float32),
+            "counters_ptr": memory.keep((fits,), torch.int32),
         }
     return Launch(
         name,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flashdip.kernels import noise
 from flashdip.kernels.fused.device import last_to_arrive, narrow
-from flashdip.kernels.fused.launch import Allocate, Launch, size
+from flashdip.kernels.fused.launch import Allocator, Launch, size
 
 BLOCK = 1024  # parameters that one program updates
 _ELEMENTS = 4096  # of the input that one program perturbs
@@ -59,8 +59,9 @@ def _adam_kernel(
 ):  # fmt: skip
     fit = tl.program_id(1)
     sums_ptr += tl.program_id(0) * 6
-    block, parts, live = tl.load(sums_ptr), tl.load(sums_ptr + 2), tl.load(sums_ptr + 5)
-    offset, stride, fits = tl.load(sums_ptr + 1), tl.load(sums_ptr + 3), tl.load(sums_ptr + 4)
+    block, offset = tl.load(sums_ptr), tl.load(sums_ptr + 1)
+    parts, stride = tl.load(sums_ptr + 2).to(tl.int32), tl.load(sums_ptr + 3).to(tl.int32)
+    fits, live = tl.load(sums_ptr + 4), tl.load(sums_ptr + 5)
     if ALIGNED:
         offset, stride = tl.multiple_of(offset, 4), tl.multiple_of(stride, 4)
         fits = tl.multiple_of(fits, 4)
@@ -103,11 +104,12 @@ def adam(
     schedule: Tensor,
     counters: Tensor,
     scale: Tensor,
-    allocate: Allocate,
+    memory: Allocator,
     *,
     betas: tuple[float, float],
     eps: float,
     loss_scale: float = 1.0,
+    gradients: Sequence[Tensor] = (),
 ) -> Launch:
     """Sum the gradients, update parameters and moments in place, advance the counters.
 
@@ -118,7 +120,7 @@ def adam(
         copies: Written: the parameters in the storage type, [F, P]; None where that is float32.
         moment1: [F, P] float32.
         moment2: [F, P] float32.
-        arena: Gradients times `loss_scale`, [G] float32.
+        arena: Gradients times `loss_scale`, [G] float32, which may be a window on more than those.
         sums: Where the gradient of each block of BLOCK parameters lies, P / BLOCK of them. A block
             that is not full is read in full; its other parameters stay as they are.
         schedule: [steps, 2] float32; see the function of that name. Its last row serves for all
@@ -128,6 +130,7 @@ def adam(
         betas: Decay of the first and second moment.
         eps: Added to the root of the corrected second moment.
         loss_scale: Factor on the gradients.
+        gradients: What of the arena is read.
     """
     fits, count = parameters.shape
     assert count == BLOCK * len(sums)
@@ -137,7 +140,7 @@ def adam(
     )
     # Long sums start first, so that none is left alone at the end.
     rows = sorted(((b, *s) for b, s in enumerate(sums)), key=lambda row: -row[2])
-    table = allocate((len(rows), 6), torch.int32).copy_(torch.tensor(rows))
+    table = memory.keep((len(rows), 6), torch.int64).copy_(torch.tensor(rows))
     added = fits * BLOCK * sum(s.parts for s in sums)
     return Launch(
         name,
@@ -153,7 +156,7 @@ def adam(
             "schedule_ptr": schedule,
             "counters_ptr": counters,
             "scale_ptr": scale,
-            "arrived_ptr": allocate((fits,), torch.int32),
+            "arrived_ptr": memory.keep((fits,), torch.int32),
             "P": count,
             "steps": len(schedule),
             "unscale": 1 / loss_scale,
@@ -169,6 +172,7 @@ def adam(
         warps=8,
         flops=added + 12 * parameters.numel(),
         bytes=4 * added + 2 * size(parameters, moment1, moment2) + size(copies),
+        within=tuple(gradients),
     )
 
 

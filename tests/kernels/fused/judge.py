@@ -45,9 +45,26 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
-def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Allocate as a plan does."""
-    return torch.zeros(shape, dtype=dtype)
+class Scratch:
+    """Memory of launches, as a plan has it: what stays is zero, all else was written by others."""
+
+    def __init__(self) -> None:
+        self.counters: list[Tensor] = []
+
+    def keep(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return zeros; counters are remembered."""
+        tensor = torch.zeros(shape, dtype=dtype)
+        if dtype == torch.int32:
+            self.counters.append(tensor)
+        return tensor
+
+    def share(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return what has to be written first."""
+        return poisoned(shape, dtype)
+
+    def check(self) -> None:
+        """Assert that the counters are ready for the next launch."""
+        assert not any(counter.any() for counter in self.counters)
 
 
 class _Round(torch.autograd.Function):

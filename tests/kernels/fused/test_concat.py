@@ -11,7 +11,7 @@ from flashdip.kernels.fused import concat, concat_backward
 from flashdip.kernels.fused.concat_backward import Target
 from flashdip.kernels.fused.launch import Gradient, Launch, Norm, Tile
 from flashdip.kernels.opset import EPS
-from tests.kernels.fused.judge import judge, poisoned, round_through
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 from tests.kernels.fused.test_join import Case, Half, check
 
 TILE = Tile(rows=2, columns=4, outputs=16, warps=2, stages=1)
@@ -48,15 +48,11 @@ class Setting:
         self.norm = Norm(*(draw(case.fits, self.shape[3] + 3)[:, 2:-1] for _ in range(4)))
         self.du, self.y = (draw(*self.shape).to(case.dtype) for _ in range(2))
         self.pull = draw(case.fits, 3, self.shape[3])
-        self.scratch: list[Tensor] = []
-
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        self.scratch.append(torch.zeros(shape, dtype=dtype))
-        return self.scratch[-1]
+        self.scratch = Scratch()
 
     def run(self, launch: Launch) -> None:
         launch()
-        assert not any(t.any() for t in self.scratch if t.dtype == torch.int32)
+        self.scratch.check()
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Run the kernel; return the joined map and its affine."""
@@ -65,7 +61,7 @@ class Setting:
         skip = self.skip.map if self.skip else None
         self.run(
             concat.forward(
-                "", self.deep.map, skip, self.case.up, y, self.norm, affine, TILE, self.allocate
+                "", self.deep.map, skip, self.case.up, y, self.norm, affine, TILE, self.scratch
             )
         )
         return y, affine
@@ -96,7 +92,7 @@ class Setting:
 
     def launch(self, deep: Target, skip: Target | None = None) -> Launch:
         dy = Gradient(self.du, self.y, self.pull)
-        return concat_backward.backward("", dy, deep, skip, self.case.up, TILE, self.allocate)
+        return concat_backward.backward("", dy, deep, skip, self.case.up, TILE, self.scratch)
 
     def dy(self, dtype: torch.dtype) -> Tensor:
         """Return the gradient of the joined map, [F, C, H, W]."""

@@ -12,7 +12,7 @@ from flashdip.kernels.fused.geometry import FOLDED, Geometry
 from flashdip.kernels.fused.launch import Launch, Map, Norm, Tile
 from flashdip.kernels.opset import EPS, Activation
 from flashdip.kernels.reference import activate
-from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 SMALL = Tile(rows=2, columns=8, outputs=16, inputs=16, warps=4, stages=2)
 SQUARE = Tile(rows=4, columns=4, outputs=16, inputs=16, warps=4, stages=2)
@@ -40,7 +40,7 @@ class Problem:
     add: bool = False
     norm: bool = False
     fits: int = 1
-    counters: list[Tensor] = field(default_factory=list)
+    scratch: Scratch = field(default_factory=Scratch)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -72,19 +72,13 @@ class Problem:
             return Map(raw)
         return Map(raw, self.normal(self.fits, 4, channels).float(), act)
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        tensor = zeroed(shape, dtype)
-        if dtype == torch.int32:
-            self.counters.append(tensor)
-        return tensor
-
     def convolution(self, tile: Tile) -> conv.Convolution:
         x, norms, affine = self.x, self.norms, self.affine
         return conv.Convolution(x, self.weight, self.geometry, self.y, tile, norms, affine)
 
     def launch(self, tile: Tile) -> Launch:
         return conv.forward(
-            "test", self.x, self.weight, self.geometry, self.y, tile, self.allocate,
+            "test", self.x, self.weight, self.geometry, self.y, tile, self.scratch,
             norm=self.norms, affine=self.affine, skip=self.thin, skip_weight=self.thin_weight,
             add=self.added,
         )  # fmt: skip
@@ -107,7 +101,7 @@ class Problem:
     def check(self) -> None:
         """Judge y, and the statistics of y as it is stored."""
         judge(self.y, self.expected(torch.float64), self.expected(self.dtype), self.dtype)
-        assert not any(counter.any() for counter in self.counters)
+        self.scratch.check()
         if self.norms is not None and self.affine is not None:
             y = self.y.double()
             mean = y.mean((1, 2))
@@ -212,7 +206,7 @@ def test_forward_pair() -> None:
     second = Problem((5, 7), 20, 4, POINT, "LeakyReLU", norm=True, fits=2)
     tiles = SQUARE._replace(splits=2), SMALL
     launch = conv.forward_pair(
-        "test", first.convolution(tiles[0]), second.convolution(tiles[1]), first.allocate
+        "test", first.convolution(tiles[0]), second.convolution(tiles[1]), first.scratch
     )
     launch()
     first.check()

@@ -12,7 +12,7 @@ from flashdip.kernels.fused.geometry import FOLDED, Geometry
 from flashdip.kernels.fused.launch import Gradient, Map, Norm, Tile
 from flashdip.kernels.opset import EPS, Activation
 from flashdip.kernels.reference import activate
-from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
 NEAREST = Geometry("nearest", 2)
@@ -162,12 +162,7 @@ class Case:
     def run(self) -> dict[str, Tensor]:
         """Gradients by the kernel."""
         fits, _, _, inputs = self.shape
-        scratch: list[Tensor] = []
-
-        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            scratch.append(zeroed(shape, dtype))
-            return scratch[-1]
-
+        scratch = Scratch()
         dweight = poisoned((fits, self.splits, *self.weight.shape[1:]), single)
         dx = poisoned(self.shape, self.dtype) if self.wanted else None
         x, norm, pull, side, scale = Map(self.raw), None, None, None, None
@@ -187,11 +182,11 @@ class Case:
         launch = backward(
             "test", x, self.weight, self.dy, self.geometry,
             Tile(4, 4, outputs=self.block, inputs=16, splits=self.shared, warps=4, stages=2),
-            Tile(rows=self.rows, columns=1, outputs=16, inputs=32, warps=4, stages=2), allocate,
+            Tile(rows=self.rows, columns=1, outputs=16, inputs=32, warps=4, stages=2), scratch,
             dx=dx, dweight=dweight, norm=norm, pull=pull, side=side, scale=scale,
         )  # fmt: skip
         launch()
-        assert not any(t.any() for t in scratch if t.dtype == torch.int32)
+        scratch.check()
         found = {"dweight": dweight.sum(1)}
         if dx is not None:
             found["dx"] = dx

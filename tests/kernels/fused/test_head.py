@@ -11,7 +11,7 @@ from flashdip.kernels import reference
 from flashdip.kernels.fused import head
 from flashdip.kernels.fused.launch import Launch, Map, Norm, Tile
 from flashdip.kernels.opset import EPS, Activation
-from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
 DECAY, SCALE = 0.9, 64.0
@@ -61,7 +61,7 @@ class Case:
         self.loss = poisoned((fits,), single)
         self.dx = poisoned(shape, dtype)
         self.pull = poisoned((fits, 3, inputs), single)
-        self.scratch: list[Tensor] = []
+        self.scratch = Scratch()
 
     def map(self) -> Map:
         """The head's input, with the affine that the layer before it has left."""
@@ -71,11 +71,6 @@ class Case:
         scale = self.norm.gamma * inverse
         affine = torch.stack([scale, self.norm.beta - mean * scale, mean, inverse], 1).float()
         return Map(self.raw, affine, self.act)
-
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Allocate scratch and remember it."""
-        self.scratch.append(zeroed(shape, dtype))
-        return self.scratch[-1]
 
     def exact(
         self, dtype: torch.dtype, storage: torch.dtype | None, doutput: Tensor | None = None
@@ -132,12 +127,12 @@ class Case:
             loss_scale=SCALE,
             sigmoid=self.sigmoid,
             tile=self.tile,
-            allocate=self.allocate,
+            memory=self.scratch,
         )
 
     def found(self) -> dict[str, Tensor]:
         """What was written."""
-        assert not any(t.any() for t in self.scratch if t.dtype == torch.int32)
+        self.scratch.check()
         a, b, c = (row[:, None, None] for row in self.pull.unbind(1))
         raw = a * self.dx.float() + b * self.raw.float() + c
         found = {"output": self.output, "average": self.average, "loss": self.loss, "raw": raw}
@@ -206,7 +201,7 @@ def test_in_two_launches(dtype: torch.dtype) -> None:
         loss_scale=SCALE,
         sigmoid=True,
         tile=case.tile,
-        allocate=case.allocate,
+        memory=case.scratch,
     )()
     check(case, lambda name: name != "loss", case.doutput)
 

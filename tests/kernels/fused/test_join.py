@@ -13,7 +13,7 @@ from flashdip.kernels.fused import join, join_backward
 from flashdip.kernels.fused.geometry import FOLDED
 from flashdip.kernels.fused.launch import Launch, Map, Norm, Tile
 from flashdip.kernels.opset import EPS, Activation, Up
-from tests.kernels.fused.judge import judge, poisoned, round_through
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 TILE = Tile(rows=2, columns=4, outputs=16, inputs=16, warps=2, stages=1)
 PATCHES = Tile(rows=4, columns=16, outputs=16, inputs=16, warps=1, stages=1)  # of 4 x 2 pixels
@@ -108,15 +108,11 @@ class Setting:
         # Rows of fits are further apart than they are long.
         weights = draw(case.fits, 9 * self.channels * case.outputs + 7)[:, 4:-3]
         self.master = weights.unflatten(1, (3, 3, self.channels, case.outputs))
-        self.scratch: list[Tensor] = []
-
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        self.scratch.append(torch.zeros(shape, dtype=dtype))
-        return self.scratch[-1]
+        self.scratch = Scratch()
 
     def run(self, launch: Launch) -> None:
         launch()
-        assert not any(t.any() for t in self.scratch if t.dtype == torch.int32)
+        self.scratch.check()
 
     def skip_rows(self) -> int:
         rows = 9 * self.case.skip
@@ -143,7 +139,7 @@ class Setting:
                 folded,
                 skip_weight if self.skip else None,
                 self.case.tile,
-                self.allocate,
+                self.scratch,
             )
         )
         return value, *affines, folded, skip_weight
@@ -277,7 +273,7 @@ def run_backward(
             up=case.up,
             dweight=out["dweight"],
             tile=case.tile,
-            allocate=setting.allocate,
+            memory=setting.scratch,
         )
     )
     for name, half in {"deep": setting.deep, "skip": setting.skip}.items():

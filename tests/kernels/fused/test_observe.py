@@ -9,7 +9,7 @@ from flashdip.engine.backends.observe import MOVING_RATE, Observer
 from flashdip.engine.config import FitConfig, StopRule
 from flashdip.engine.problems import Problem
 from flashdip.kernels.fused.observe import observe
-from tests.kernels.fused.judge import zeroed
+from tests.kernels.fused.judge import Scratch
 
 
 @pytest.mark.parametrize("stop", [("es-wmv",), ("es-emv",), ("es-wmv", "es-emv")], ids="+".join)
@@ -26,7 +26,7 @@ def test_statistics(stop: tuple[StopRule, ...]) -> None:
         "observe",
         output,
         counters,
-        zeroed,
+        Scratch(),
         window=watched.window if windowed else None,
         sample=watched.sample if windowed else None,
         mean=watched.moving_mean if moving else None,

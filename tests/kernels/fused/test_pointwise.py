@@ -8,7 +8,7 @@ from flashdip.kernels import reference
 from flashdip.kernels.fused.launch import Gradient, Map, Norm, Tile
 from flashdip.kernels.fused.pointwise import backward
 from flashdip.kernels.opset import EPS, Activation
-from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
 
@@ -88,17 +88,12 @@ class Case:
             pull = poisoned((fits, 3, inputs), single)
         dx = poisoned(tuple(self.raw.shape), self.dtype)
         dweight = poisoned((fits, self.programs, *self.weight.shape[1:]), single)
-        scratch = []
-
-        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            scratch.append(zeroed(shape, dtype))
-            return scratch[-1]
-
+        scratch = Scratch()
         norm = None if self.act is None else self.norm
         tile = Tile(rows=2, columns=8, outputs=16, warps=4)
-        launch = backward("", x, self.weight, self.dy, dx, norm, pull, dweight, tile, allocate)
+        launch = backward("", x, self.weight, self.dy, dx, norm, pull, dweight, tile, scratch)
         launch()
-        assert not any(t.any() for t in scratch if t.dtype == torch.int32)
+        scratch.check()
         found = {"dx": dx, "dweight": dweight.sum(1)}
         if pull is not None:
             a, b, c = (row[:, None, None] for row in pull.unbind(1))

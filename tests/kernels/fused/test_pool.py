@@ -8,7 +8,7 @@ from flashdip.kernels import reference
 from flashdip.kernels.fused import pool
 from flashdip.kernels.fused.launch import Gradient, Norm, Tile
 from flashdip.kernels.opset import EPS, Down
-from tests.kernels.fused.judge import poisoned, round_through, zeroed
+from tests.kernels.fused.judge import Scratch, poisoned, round_through
 from tests.kernels.fused.test_join import check
 
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
@@ -41,18 +41,13 @@ class Case:
         fits, _, _, channels = self.shape
         y, out = poisoned(self.shape, self.dtype), poisoned(tuple(self.x.shape), self.dtype)
         affine = poisoned((fits, 4, channels), single)
-        scratch: list[Tensor] = []
-
-        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            scratch.append(zeroed(shape, dtype))
-            return scratch[-1]
-
+        scratch = Scratch()
         largest = None
         if self.down == "max":
             largest = torch.full(self.shape, 255, dtype=torch.uint8)
-        pool.forward("", self.x, y, self.down, largest, self.norm, affine, TILE, allocate)()
-        pool.backward("", self.dy, out, self.down, largest, TILE, zeroed)()
-        assert not any(t.any() for t in scratch if t.dtype == torch.int32)
+        pool.forward("", self.x, y, self.down, largest, self.norm, affine, TILE, scratch)()
+        pool.backward("", self.dy, out, self.down, largest, TILE, Scratch())()
+        scratch.check()
         scale, shift, mean, inverse = affine.unbind(1)
         return dict(y=y, scale=scale, shift=shift, mean=mean, inverse=inverse, out=out)
 

@@ -9,7 +9,7 @@ from flashdip.kernels import reference
 from flashdip.kernels.fused import smooth, smooth_backward
 from flashdip.kernels.fused.launch import Gradient, Map, Norm, Tile
 from flashdip.kernels.opset import EPS, Activation
-from tests.kernels.fused.judge import judge, poisoned, round_through, zeroed
+from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 half, brain, single = torch.float16, torch.bfloat16, torch.float32
 ACT: Activation = "LeakyReLU"
@@ -88,7 +88,7 @@ def _forward(case: Case, add: bool, tile: Tile = TILE) -> dict[str, Tensor]:
         case.norm,
         affine,
         tile,
-        scratch.allocate,
+        scratch,
         skip=case.skip,
         skip_weight=case.skip_weight,
         add=case.add if add else None,
@@ -137,7 +137,7 @@ def _backward(case: Case, bilinear: bool, tile: Tile = TILE) -> dict[str, Tensor
         case.dy,
         out,
         tile,
-        scratch.allocate,
+        scratch,
         bilinear=bilinear,
         skip=case.skip,
         skip_weight=case.skip_weight,
@@ -169,24 +169,6 @@ def _backward_exact(
         found["ds_skip"] = torch.einsum("ftco,ftco->fc", dskip, master)
         found["dgamma_skip"] = found["ds_skip"] * case.join[:, 1]
     return found
-
-
-class Scratch:
-    """Allocates as a plan does, and looks at the counters afterwards."""
-
-    def __init__(self) -> None:
-        self.counters: list[Tensor] = []
-
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return zeros."""
-        tensor = zeroed(shape, dtype)
-        if dtype == torch.int32:
-            self.counters.append(tensor)
-        return tensor
-
-    def check(self) -> None:
-        """Assert that the counters are zero again."""
-        assert not any(counter.any() for counter in self.counters)
 
 
 @pytest.mark.parametrize(

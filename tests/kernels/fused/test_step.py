@@ -7,7 +7,7 @@ from torch import Tensor
 from flashdip.kernels import noise, reference
 from flashdip.kernels.fused import step
 from flashdip.kernels.fused.step import BLOCK, Sum
-from tests.kernels.fused.judge import judge, poisoned, zeroed
+from tests.kernels.fused.judge import Scratch, judge, poisoned
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -39,7 +39,7 @@ class _Fit:
             step.schedule(self.rates, BETAS),
             self.counters,
             self.scale,
-            zeroed,
+            Scratch(),
             betas=BETAS,
             eps=EPS,
             loss_scale=128.0,
