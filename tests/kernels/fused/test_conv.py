@@ -16,6 +16,7 @@ from tests.kernels.fused.judge import Scratch, judge, poisoned, round_through
 
 SMALL = Tile(rows=2, columns=8, outputs=16, inputs=16, warps=4, stages=2)
 SQUARE = Tile(rows=4, columns=4, outputs=16, inputs=16, warps=4, stages=2)
+WIDE = Tile(rows=4, columns=4, outputs=128, inputs=64, warps=8, stages=3)
 STRIDED = Geometry(stride=2)
 POINT = Geometry(size=1, before=0)
 NEAREST = Geometry("nearest", 2)
@@ -161,6 +162,23 @@ CASES = {
     "large kernel": (
         Problem((5, 4), 4, 5, Geometry(size=5, before=2, pad="zero"), "LeakyReLU", add=True),
         SQUARE,
+    ),
+    "7x7": (
+        Problem((6, 5), 4, 5, Geometry(size=7, before=3), "LeakyReLU", norm=True, fits=2), SQUARE
+    ),
+    "7x7, stride 2": (
+        Problem(
+            (5, 7), 5, 4, Geometry(size=7, stride=2, before=3, pad="zero"), "ELU", torch.float32,
+            norm=True,
+        ),
+        SMALL._replace(splits=2),
+    ),
+    "256 channels": (Problem((3, 2), 256, 256, Geometry(), "LeakyReLU", norm=True), WIDE),
+    "256 channels, nearest": (
+        Problem((2, 2), 256, 256, NEAREST, skip=4, skip_act="LeakyReLU", norm=True), WIDE
+    ),
+    "256 channels, split": (
+        Problem((2, 3), 256, 256, STRIDED, "LeakyReLU", norm=True), WIDE._replace(splits=3)
     ),
     "1x1": (Problem((3, 11), 20, 16, POINT, "LeakyReLU", norm=True, fits=2), SMALL),
     "1x1, many tiles": (Problem((23, 23), 4, 4, POINT, norm=True), SQUARE),

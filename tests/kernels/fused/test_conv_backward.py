@@ -234,6 +234,8 @@ STRIDED = Geometry(stride=2)
         Case((1, 3, 5, 4), 4, STRIDED._replace(pad="zero"), act="LeakyReLU", side=4),
         Case((1, 3, 6, 4), 4, Geometry(size=5, before=2), splits=1),
         Case((1, 5, 6, 4), 4, Geometry(size=4, stride=2), splits=3),
+        Case((1, 5, 7, 4), 5, Geometry(size=7, before=3), act="LeakyReLU", splits=1),
+        Case((1, 7, 5, 4), 4, Geometry(size=7, stride=2, before=3, pad="zero"), act="ELU"),
         Case((1, 5, 6, 20), 4, Geometry(size=1, stride=2, before=0), act="none"),
         Case((1, 5, 6, 4), 20, Geometry(size=1, before=0), dtype=brain),
         # Sums that programs share, also more programs than terms; results in slices.
@@ -241,6 +243,9 @@ STRIDED = Geometry(stride=2)
         Case((2, 7, 5, 5), 4, STRIDED, act="LeakyReLU", side=4, shared=6),
         Case((1, 5, 4, 72), 4, CONV, act="LeakyReLU", shared=2, block=128, splits=1),
         Case((1, 3, 5, 40), 4, CONV, act="ELU", block=64, splits=1),
+        # 256 channels, in blocks of as many as a GPU takes.
+        Case((1, 2, 3, 256), 20, CONV, act="LeakyReLU", block=128, rows=128, splits=1),
+        Case((1, 2, 3, 20), 256, STRIDED, act="LeakyReLU", side=4, shared=3, rows=128),
         # Blocks of a weight with parts of several slots.
         Case((1, 3, 4, 20), 4, NEAREST, scale=True, rows=32),
         Case((1, 4, 3, 8), 4, CONV._replace(pad="zero"), act="Swish", rows=64),

@@ -158,6 +158,7 @@ def check(case: Case, names: Callable[[str], bool], doutput: Tensor | None = Non
         Case((2, 3, 5, 4), 1, brain, mask=True, programs=1),
         Case((1, 2, 2, 16), 4, half, act="Swish", bias=False),
         Case((1, 2, 3, 5), 2, single, act="ELU", sigmoid=False, programs=2),
+        Case((1, 3, 5, 256), 3, half, programs=2),
     ],
     ids=lambda case: f"{tuple(case.raw.shape)}-{case.dtype}",
 )

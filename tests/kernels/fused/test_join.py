@@ -47,6 +47,7 @@ CASES = [
     Case(1, 5, 3, 20, 20, 5, up="nearest", wide=True),
     Case(1, 5, 7, 16, 13, 4, dtype=torch.bfloat16, tile=PATCHES),
     Case(1, 2, 2, 20, 17, 4, wide=True, act="none"),
+    Case(1, 2, 3, 256, 4, 5),
 ]
 
 

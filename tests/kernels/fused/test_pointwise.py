@@ -112,6 +112,7 @@ class Case:
         ((1, 2, 3, 16), 33, half, "none", 1),
         ((1, 7, 11, 4), 16, half, None, 3),
         ((2, 3, 5, 20), 4, brain, None, 2),
+        ((1, 3, 5, 256), 256, half, "LeakyReLU", 2),
     ],
 )
 def test_gradients(

@@ -40,6 +40,14 @@ OTHERS = (
     ),
     SkipConfig(inputs=3, down=(5, 6), kernel_down=1, kernel_skip=(1, 3), upsample="nearest"),
     SkipConfig(inputs=3, down=(5, 6), skip=0, downsample=("max", "lanczos2"), upsample="nearest"),
+    SkipConfig(
+        inputs=3,
+        down=(5, 6),
+        kernel_down=7,
+        kernel_up=7,
+        kernel_skip=7,
+        upsample=("bilinear", "nearest"),
+    ),
 )
 # Joins that do not fold: for their padding, for their kernels, with a wide skip and without one.
 UNFOLDED = (
@@ -172,10 +180,17 @@ def test_published_topologies(config: FitConfig) -> None:
     judge_step(shrunk(config), problem(), torch.float16)
 
 
-@pytest.mark.parametrize("network", OTHERS, ids=["wide", "averaged", "narrow", "pooled"])
+@pytest.mark.parametrize("network", OTHERS, ids=["wide", "averaged", "narrow", "pooled", "7x7"])
 def test_other_topologies(network: SkipConfig) -> None:
     """What is not published but can be asked for, in float32: two fits."""
     judge_step(FitConfig(network=network, stop=("fixed",)), problem(2, (16, 16)), torch.float32)
+
+
+@pytest.mark.slow
+def test_256_channels() -> None:
+    """Twice as many as the published networks have, in fp16: blocks of channels everywhere."""
+    network = SkipConfig(inputs=3, down=(256,), upsample="nearest")
+    judge_step(FitConfig(network=network, stop=("fixed",)), problem(1, (16, 16)), torch.float16)
 
 
 @pytest.mark.parametrize("network", UNFOLDED, ids=["zero", "kernels"])

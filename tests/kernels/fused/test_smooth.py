@@ -181,6 +181,7 @@ def _backward_exact(
         ((1, 4, 4, 5), 7, True, half),
         ((1, 4, 6, 4), 5, False, single),
         ((1, 7, 5, 20), 0, False, half),
+        ((1, 3, 5, 256), 4, False, half),
     ],
 )
 def test_forward(
@@ -206,6 +207,7 @@ def test_forward(
         ((1, 4, 6, 4), 5, single),
         ((2, 7, 11, 20), 0, half),
         ((1, 2, 3, 4), 0, brain),
+        ((1, 3, 5, 256), 4, half),
     ],
 )
 def test_backward(
