@@ -1,4 +1,4 @@
-"""The launches of a Triton step, one by one, on the GPU at hand."""
+"""The launches of a Triton step and of a reading, one by one, on the GPU at hand."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def rows(
     judge: Callable[..., dict[str, Any]] = judged,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Judge a step as a whole, then measure each of its launches; see `suite.row`.
+    """Judge a step as a whole, then measure each launch of it and of a reading; see `suite.row`.
 
     A launch is repeated back to back: what it reads may still lie in the L2 cache, as it may in a
     step, and the host's time to launch it is hidden where it runs for longer than that.
@@ -61,8 +61,11 @@ def rows(
     step = TritonStep(
         Problem(picture(size), (3, size, size)), config, device, DTYPES[precision], None
     )
-    found = []
-    for launch in (*step.program.launches, *step.program.after):
+    found, launches = [], [*step.program.launches, *step.program.after]
+    if (reading := step.program.reading) is not None:
+        reading.state.actions.fill_(1)  # to keep the state; the launch that decides comes later
+        launches += reversed(reading.launches)
+    for launch in launches:
         tell(f"triton ({precision}), {launch.name}")
         sync = variant(launch, device).sync
         once = clock(launch, steps=1, warmup=2, sync=sync)
