@@ -242,7 +242,8 @@ def to_quality(row: Mapping[str, Any], fits: Sequence[dict[str, Any]]) -> dict[s
     """Return a row with the fits of its preset in "facts": lists with an entry for each.
 
     "iterations_to_target" are those of each run, null: it is never reached; "seconds_to_target" is
-    their product with the median seconds of an iteration and the runs.
+    their product with the median seconds of an iteration and the runs. "..._to_peak" are the same
+    for the published network's peak itself.
     """
     preset = row["parameters"]["network"]
     own = [each for each in quality.reached(list(fits)) if each.preset == preset]
@@ -256,12 +257,16 @@ def to_quality(row: Mapping[str, Any], fits: Sequence[dict[str, Any]]) -> dict[s
         "runs": [each.runs for each in own],
         "recorded_in": [precisions[each.picture, each.seed] for each in own],
         "target_db": [each.target_db for each in own],
-        "iterations_to_target": [each.reached_at for each in own],
-        "seconds_to_target": [
-            None if each.reached_at is None else median * each.runs * each.reached_at
-            for each in own
-        ],
         "peak_db": [each.peak_db for each in own],
         "peak_at": [each.peak_at for each in own],
     }
+    for goal, counts in (
+        ("target", [each.reached_at for each in own]),
+        ("peak", [each.matched_at for each in own]),
+    ):
+        facts[f"iterations_to_{goal}"] = counts
+        facts[f"seconds_to_{goal}"] = [
+            None if at is None else median * each.runs * at
+            for each, at in zip(own, counts, strict=True)
+        ]
     return {**row, "facts": row["facts"] | facts}

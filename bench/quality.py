@@ -62,6 +62,7 @@ class Reached(NamedTuple):
         runs: Fits that its image is the mean of.
         target_db: The published network's peak on this picture, less `MARGIN`.
         reached_at: Iterations of each run after which the target was first reached; None: never.
+        matched_at: The same of the published network's peak itself.
         peak_db: The highest PSNR.
         peak_at: Iterations of each run after which that was.
     """
@@ -72,6 +73,7 @@ class Reached(NamedTuple):
     runs: int
     target_db: float
     reached_at: int | None
+    matched_at: int | None
     peak_db: float
     peak_at: int
 
@@ -96,12 +98,14 @@ def reached(fits: list[dict[str, Any]]) -> list[Reached]:
         if key not in peaks:
             continue
         target = round(peaks[key] - MARGIN, 3)
-        points = zip(fit["iterations"], fit["decibels"], strict=True)
-        first = next((at for at, decibels in points if decibels >= target), None)
-        best = peak(fit["iterations"], fit["decibels"])
-        found.append(
-            Reached(fit["picture"], fit["preset"], fit["seed"], fit["runs"], target, first, *best)
+        points = list(zip(fit["iterations"], fit["decibels"], strict=True))
+        first, equal = (
+            next((at for at, decibels in points if decibels >= goal), None)
+            for goal in (target, peaks[key])
         )
+        best = peak(fit["iterations"], fit["decibels"])
+        what = fit["picture"], fit["preset"], fit["seed"], fit["runs"]
+        found.append(Reached(*what, target, first, equal, *best))
     return found
 
 
@@ -253,7 +257,7 @@ def show(output: Where = FILE) -> None:
     table = Table(box=MARKDOWN)
     for title in ("picture", "preset"):
         table.add_column(title)
-    for title in ("runs", "target dB", "reached at", "peak dB", "at"):
+    for title in ("runs", "target dB", "reached at", "peak matched at", "own peak dB", "at"):
         table.add_column(title, justify="right")
     for each in reached(fits):
         table.add_row(
@@ -261,7 +265,7 @@ def show(output: Where = FILE) -> None:
             each.preset,
             str(each.runs),
             f"{each.target_db:.2f}",
-            "never" if each.reached_at is None else str(each.reached_at),
+            *("never" if at is None else str(at) for at in (each.reached_at, each.matched_at)),
             f"{each.peak_db:.2f}",
             str(each.peak_at),
         )

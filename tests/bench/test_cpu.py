@@ -185,6 +185,9 @@ def test_seconds_to_quality_are_products(clock: list[float]) -> None:
     assert lines["a: quick"][:3] == ["13.33", "6", "3 x 20"]  # 80 s over 3 x 20 x 0.1 s
     assert lines["b: quick"][:3] == ["", "", "never"]
     assert lines["b: best"][:3] == ["4.00", "4", "10"]
+    assert lines["a: published"][3:6] == ["1.00", "88", "110"]
+    assert lines["a: quick"][3:6] == ["", "", "never"]
+    assert lines["b: best"][3:6] == ["4.00", "4", "10"]
     facts = document["results"][1]["facts"]
     assert facts["seconds_to_target"] == pytest.approx([6.0, None])
     assert facts["target_db"] == [29.8, 24.8]

@@ -94,6 +94,7 @@ def test_what_counts_is_the_first_time_near_the_peak() -> None:
     assert (base.target_db, base.reached_at, base.peak_db, base.peak_at) == (29.8, 20, 30.0, 30)
     assert (quick.target_db, quick.reached_at, quick.peak_at, quick.runs) == (29.8, 30, 40, 3)
     assert (best.reached_at, best.peak_db) == (None, 29.1)
+    assert [each.matched_at for each in (base, quick, best)] == [30, None, None]
 
 
 def test_a_preset_that_was_changed_is_known(monkeypatch: pytest.MonkeyPatch, tiny: None) -> None:
