@@ -86,12 +86,7 @@ def fit_runs(
             break
     if not results:
         raise DivergedError(lost[0])
-    stopped = Counter(result.stop_reason for result in results).most_common(1)[0][0]
-    if results[-1].stop_reason == "interrupted":
-        stopped = "interrupted"
-        lost += [f"run {len(results)} was interrupted and is left out"] * (len(results) > 1)
-        results = results[:-1] or results
-    found = mean(results, config, truth, stopped, lost)
+    found = mean(results, config, truth, lost)
     record = found.record
     callback(
         Finished(
@@ -108,18 +103,25 @@ def mean(
     results: Sequence[Result],
     config: FitConfig,
     truth: Tensor | None,
-    stopped: str,
     notes: Sequence[str],
 ) -> Result:
     """Return the mean of runs; see `fit_runs`.
 
     Args:
-        results: Of the runs, at least one.
+        results: Of the runs, at least one, in the order of their seeds.
         config: Of all of them.
         truth: The undamaged image, [C, H, W], or None.
-        stopped: Why they ended.
         notes: Lines for its record.
     """
+    whole = [result for result in results if result.stop_reason != "interrupted"]
+    if len(whole) < len(results):
+        stopped = "interrupted"
+        if whole:
+            cut = (result.record["seed"] for result in results if result not in whole)
+            notes = [*notes, *(_left_out(seed - config.seed) for seed in cut)]
+            results = whole
+    else:
+        stopped = Counter(result.stop_reason for result in results).most_common(1)[0][0]
     first, *_ = results
     images = torch.stack([result.image for result in results])  # [runs, C, H, W]
     image = images.mean(0)
@@ -147,6 +149,10 @@ def mean(
     spread = images.std(0, correction=0)
     weights = first.weights | {"image": image}
     return Result(image, record, weights, plain_picture(image), measurement, spread)
+
+
+def _left_out(run: int) -> str:
+    return f"run {run + 1} was interrupted and is left out"
 
 
 def _numbered(path: Path, run: int) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flashdip.engine import ensemble
 from flashdip.engine.backends import TRITON, plans
 from flashdip.engine.backends.base import DTYPES, Slot
 from flashdip.engine.config import FitConfig
@@ -37,8 +38,9 @@ class _Task:
 
     index: int
     problem: Problem
-    config: FitConfig  # with the task's own seed
+    config: FitConfig  # of a single run, with the task's own seed
     truth: Tensor | None
+    run: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,8 @@ def fit_many(
     compiled and no graph captured for it. Slots for which no problem is left run on idly until the
     last fit has ended.
 
+    Of several runs the result is the mean, as of `fit`; each takes a slot of its own.
+
     A fit whose numbers do not fit into 16 bits is done in float32, by itself, when all others are
     done.
 
@@ -87,7 +91,8 @@ def fit_many(
         truths: The undamaged images, [C, H, W] each, or None; only to report the PSNR.
         backend: "auto", or the name of one.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
-        callback: Receives the index of a problem and its event, as of `fit`.
+        callback: Receives the index of a problem and its event, as of `fit`; of several runs, the
+            first one's.
         interrupted: Asked after each iteration, or after ten where they take no time; when it
             returns True the running fits end with their best images so far, and the others do not
             begin.
@@ -108,10 +113,11 @@ def fit_many(
     tasks = _tasks(problems, config, seeds, truths)
     if not tasks:
         return iter(())
-    place = Place.choose(tasks[0].problem, config, backend, device, notes)
+    place = Place.choose(tasks[0].problem, tasks[0].config, backend, device, notes)
     count = min(len(tasks), _at_once(place, tasks[0].problem.shape) if at_once is None else at_once)
     tell = callback or (lambda index, event: None)
-    return _results(tasks, place, count, tell, interrupted)
+    results = _results(tasks, place, count, tell, interrupted)
+    return results if config.runs == 1 else _means(tasks, config, results)
 
 
 def fits_in_memory(
@@ -169,11 +175,6 @@ def _tasks(
     truths: Sequence[Tensor | None] | None,
 ) -> list[_Task]:
     """Check everything before anything is fitted."""
-    if config.runs != 1:
-        raise ConfigError(
-            f"runs: expected 1 of fits side by side, got {config.runs}: give a problem once for "
-            "each seed, and average the images (or use fit)"
-        )
     for name, given in (("seeds", seeds), ("truths", truths)):
         if given is not None and len(given) != len(problems):
             raise ConfigError(
@@ -195,9 +196,13 @@ def _tasks(
                 )
         seed = config.seed if seeds is None else seeds[index]
         outputs = dataclasses.replace(config.network, outputs=problem.shape[0])
-        own = dataclasses.replace(config, seed=seed, network=outputs)
-        Stopping(own, problem.sigma)
-        tasks.append(_Task(index, problem, own, truth))
+        budget = None if config.budget is None else config.budget / config.runs
+        for run in range(config.runs):
+            own = dataclasses.replace(
+                config, seed=seed + run, network=outputs, runs=1, budget=budget
+            )
+            Stopping(own, problem.sigma)
+            tasks.append(_Task(index, problem, own, truth, run))
     return tasks
 
 
@@ -253,7 +258,8 @@ def _results(
         slot.replace(task.problem, task.config.seed, task.truth)
 
         def own(event: Event) -> None:
-            tell(task.index, event)
+            if task.run == 0:
+                tell(task.index, event)
 
         run = Run(slot, task.config, task.problem.sigma, place.precision, own)
         own(place.started(0))
@@ -304,8 +310,41 @@ def _results(
             stopped = iterate(step, {0: fit.run}, interrupted) or stopped
         yield from result(fit, alone)
     if lost:
+        problems = ", ".join(str(index) for index in dict.fromkeys(lost))
         raise DivergedError(
-            f"fits of the problems {', '.join(map(str, lost))}: expected a finite loss that falls, "
-            "got another one before the first image, retries included; lower the learning rate "
-            "(--set learning_rate=0.001)"
+            f"fits of the problems {problems}: expected a finite loss that falls, got another one "
+            "before the first image, retries included; lower the learning rate (--set "
+            "learning_rate=0.001)"
         )
+
+
+def _means(
+    tasks: Sequence[_Task], config: FitConfig, results: Iterator[tuple[int, Result]]
+) -> Iterator[tuple[int, Result]]:
+    """Yield the mean of each problem's runs, once all have ended; those that diverged are left out.
+
+    Args:
+        tasks: All runs of all problems.
+        config: Of all of them.
+        results: Of the runs.
+    """
+    first = {task.index: task for task in tasks if task.run == 0}
+    ended: dict[int, list[Result]] = {}
+
+    def mean(index: int) -> tuple[int, Result]:
+        task, runs = first.pop(index), sorted(ended[index], key=lambda run: run.record["seed"])
+        own = dataclasses.replace(config, seed=task.config.seed)
+        less = config.runs - len(runs)
+        notes = [f"{less} of {config.runs} runs have no image and are left out"] if less else []
+        return index, ensemble.mean(runs, own, task.truth, notes)
+
+    try:
+        for index, result in results:
+            ended.setdefault(index, []).append(result)
+            if len(ended[index]) == config.runs:
+                yield mean(index)
+    except DivergedError:
+        yield from [mean(index) for index in ended if index in first]
+        if first:
+            raise
+    yield from [mean(index) for index in ended if index in first]

@@ -9,10 +9,9 @@ import torch
 
 from flashdip.engine.config import FitConfig
 from flashdip.engine.ensemble import fit_runs
-from flashdip.engine.errors import ConfigError, DivergedError
+from flashdip.engine.errors import DivergedError
 from flashdip.engine.events import Callback, Event, Finished, Noted, Progress, Started
 from flashdip.engine.fit import fit
-from flashdip.engine.fit_many import fit_many
 from flashdip.engine.metrics import psnr
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.problems import Problem
@@ -153,9 +152,3 @@ def test_a_run_that_diverges_is_left_out_and_told(problem: Problem) -> None:
     lost |= {7, 9}
     with pytest.raises(DivergedError, match="run 1 of 3"):
         runs()
-
-
-def test_fits_side_by_side_are_single_runs(problem: Problem) -> None:
-    """The message says what to do instead."""
-    with pytest.raises(ConfigError, match="runs: expected 1 of fits side by side, got 3"):
-        fit_many([problem], THREE, device="cpu")

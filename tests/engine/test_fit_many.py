@@ -192,6 +192,61 @@ def test_interrupted() -> None:
     assert {results[index].stop_reason for index in (2, 3)} == {"interrupted"}
 
 
+def test_runs_of_each_problem_are_averaged() -> None:
+    """As if it were alone, whichever ends first, with the first run's events."""
+    three, events = replace(TINY, runs=3, stop=("es-wmv",), window=5, patience=5), list[Event]()
+    found = dict(
+        fit_many(
+            problems(2),
+            three,
+            at_once=2,
+            seeds=[5, 9],
+            truths=[image(7)[0], image(8)[0]],
+            device="cpu",
+            callback=lambda index, event: events.append(event) if index == 0 else None,
+        )
+    )
+    for index, seed in enumerate((5, 9)):
+        own = replace(three, seed=seed)
+        alone = fit(problems(2)[index], own, device="cpu", truth=image(7 + index)[0])
+        agree(found[index], alone)
+        for one, other in zip(found[index].record["runs"], alone.record["runs"], strict=True):
+            assert one["psnr"] == pytest.approx(other["psnr"], rel=1e-3)
+            for name in ("seed", "iterations", "best_iteration", "stop_reason"):
+                assert one[name] == other[name]
+        assert found[index].psnr == pytest.approx(alone.psnr, rel=1e-3)
+        assert found[index].uncertainty is not None and alone.uncertainty is not None
+        torch.testing.assert_close(found[index].uncertainty, alone.uncertainty, rtol=0, atol=1e-3)
+    assert [type(event) for event in events if not isinstance(event, Progress)] == [
+        Started,
+        Finished,
+    ]
+
+
+def test_runs_without_an_image_are_left_out_of_the_mean() -> None:
+    """Interrupted: what has not begun is not missed; diverged: all others are done first."""
+    left = itertools.count(1)
+    two = replace(TINY, runs=2)
+    found = dict(
+        fit_many(problems(2), two, at_once=3, device="cpu", interrupted=lambda: next(left) >= 20)
+    )
+    assert {index: result.stop_reason for index, result in found.items()} == {
+        0: "interrupted",
+        1: "interrupted",
+    }
+    assert [len(found[index].record["runs"]) for index in (0, 1)] == [2, 1]
+    assert "1 of 2 runs have no image and are left out" in found[1].record["notes"]
+
+    first, second = problems(2)
+    line = [replace(first, operator=exploding(0, float("inf"))), second]
+    found = {}
+    with pytest.raises(DivergedError, match="fits of the problems 0: expected a finite loss"):
+        for index, result in fit_many(line, two, at_once=2, device="cpu"):
+            found[index] = result
+    assert found.keys() == {1}
+    agree(found[1], fit(second, two, device="cpu"))
+
+
 def test_a_slot_changes_hands_in_place() -> None:
     """Another problem, the same memory; and its neighbour does not notice."""
     config = replace(TINY, stop=("es-wmv", "es-emv"), window=3)

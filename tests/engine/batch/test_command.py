@@ -35,6 +35,18 @@ def test_a_manifest_and_what_is_left_at_the_end(tmp_path: Path) -> None:
     assert sorted(published(outputs)) == ["2.png", "one/1.png"]
 
 
+def test_presets_of_several_runs(tmp_path: Path) -> None:
+    """The mean of each picture's."""
+    write_pictures(tmp_path / "in", 2)
+    process = start(tmp_path / "in", tmp_path / "out", *FAST, "--set", "runs=3", "--json")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert json.loads(out)["counts"]["done"] == 2
+    for name in published(tmp_path / "out"):
+        record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert [run["seed"] for run in record["runs"]] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
