@@ -110,8 +110,8 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
     elif task == "superres":
         early = replace(slim, scale="uniform")
         quick = _of(_CLEAN_BRISK, eighth, network=early, iterations=600, perturbation=0.03)
-        balanced = _of(_CLEAN_BRISK, eighth, network=early, iterations=1200, perturbation=0.03)
-        best = _of(balanced.config, f"{eighth}, {mean(8)}", runs=8)
+        balanced = _of(quick.config, f"{eighth}, {mean(3)}", runs=3)
+        best = _of(quick.config, f"{eighth}, {mean(8)}", iterations=1200, runs=8)
     else:
         quick = _of(_CLEAN_BRISK, eighth, network=slim, iterations=800)
         balanced = _of(_CLEAN_LONG, quarter, network=medium, iterations=2000)
