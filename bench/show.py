@@ -143,17 +143,17 @@ def _times(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> float | No
 
 def _to_quality(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
     """Return a line for each recorded fit of a row; ratios to the published loop's."""
-    facts = row["facts"]
+    facts, faster = row["facts"], _times(row, base)
     loop = {"picture": [], "seed": []} if base is None else base["facts"]
     fits = list(zip(loop["picture"], loop["seed"], strict=True))
     lines: list[tuple[str, ...]] = []
     for index, key in enumerate(zip(facts["picture"], facts["seed"], strict=True)):
         runs, cells = facts["runs"][index], list[str]()
         for goal in ("target", "peak"):
-            reached, times = facts[f"iterations_to_{goal}"][index], _times(row, base)
+            reached, times = facts[f"iterations_to_{goal}"][index], None
             least = loop[f"iterations_to_{goal}"][fits.index(key)] if key in fits else None
-            if times is not None:
-                times = times * least / (runs * reached) if least and reached else None
+            if faster is not None and least and reached:
+                times = faster * least / (runs * reached)
             cells += [
                 _maybe(times, ".2f"),
                 _maybe(facts[f"seconds_to_{goal}"][index], ".4g"),

@@ -116,8 +116,9 @@ def fit_many(
     place = Place.choose(tasks[0].problem, tasks[0].config, backend, device, notes)
     count = min(len(tasks), _at_once(place, tasks[0].problem.shape) if at_once is None else at_once)
     tell = callback or (lambda index, event: None)
-    results = _results(tasks, place, count, tell, interrupted)
-    return results if config.runs == 1 else _means(tasks, config, results)
+    lost: list[int] = []
+    results = _results(tasks, place, count, tell, interrupted, lost)
+    return _told(results if config.runs == 1 else _means(tasks, config, results, lost), lost)
 
 
 def fits_in_memory(
@@ -245,10 +246,11 @@ def _results(
     count: int,
     tell: Callable[[int, Event], None],
     interrupted: Callable[[], bool],
+    lost: list[int],
 ) -> Iterator[tuple[int, Result]]:
+    """Fit all tasks; the index of each that has no image is added to `lost`."""
     begun = time.perf_counter()
     waiting = iter(tasks)
-    lost: list[int] = []
     overflowed: list[tuple[_Seated, State]] = []
     step = place.prepare(_side_by_side(tasks[:count]), None)
     place = dataclasses.replace(place, notes=(*place.notes, *step.notes))
@@ -309,24 +311,32 @@ def _results(
         with place.memory():
             stopped = iterate(step, {0: fit.run}, interrupted) or stopped
         yield from result(fit, alone)
+
+
+def _told(results: Iterator[tuple[int, Result]], lost: list[int]) -> Iterator[tuple[int, Result]]:
+    """Yield all results, then say for which problems there was none."""
+    yield from results
     if lost:
-        problems = ", ".join(str(index) for index in dict.fromkeys(lost))
         raise DivergedError(
-            f"fits of the problems {problems}: expected a finite loss that falls, got another one "
-            "before the first image, retries included; lower the learning rate (--set "
-            "learning_rate=0.001)"
+            f"fits of the problems {', '.join(map(str, lost))}: expected a finite loss that falls, "
+            "got another one before the first image, retries included; lower the learning rate "
+            "(--set learning_rate=0.001)"
         )
 
 
 def _means(
-    tasks: Sequence[_Task], config: FitConfig, results: Iterator[tuple[int, Result]]
+    tasks: Sequence[_Task],
+    config: FitConfig,
+    results: Iterator[tuple[int, Result]],
+    lost: list[int],
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the mean of each problem's runs, once all have ended; those that diverged are left out.
+    """Yield the mean of each problem's runs that have an image, once all have ended.
 
     Args:
         tasks: All runs of all problems.
         config: Of all of them.
         results: Of the runs.
+        lost: Problems whose runs diverged, an entry for each run; in the end, those without a mean.
     """
     first = {task.index: task for task in tasks if task.run == 0}
     ended: dict[int, list[Result]] = {}
@@ -336,15 +346,15 @@ def _means(
         own = dataclasses.replace(config, seed=task.config.seed)
         less = config.runs - len(runs)
         notes = [f"{less} of {config.runs} runs have no image and are left out"] if less else []
-        return index, ensemble.mean(runs, own, task.truth, notes)
+        found = ensemble.mean(runs, own, task.truth, notes)
+        if less > lost.count(index):  # the others did not begin
+            record = found.record | {"stop_reason": "interrupted"}
+            found = dataclasses.replace(found, record=record)
+        return index, found
 
-    try:
-        for index, result in results:
-            ended.setdefault(index, []).append(result)
-            if len(ended[index]) == config.runs:
-                yield mean(index)
-    except DivergedError:
-        yield from [mean(index) for index in ended if index in first]
-        if first:
-            raise
+    for index, result in results:
+        ended.setdefault(index, []).append(result)
+        if len(ended[index]) == config.runs:
+            yield mean(index)
     yield from [mean(index) for index in ended if index in first]
+    lost[:] = [index for index in dict.fromkeys(lost) if index in first]

@@ -246,6 +246,13 @@ def test_runs_without_an_image_are_left_out_of_the_mean() -> None:
     assert found.keys() == {1}
     agree(found[1], fit(second, two, device="cpu"))
 
+    # A problem is not lost that has one run's image.
+    line = [replace(first, operator=exploding(0, 4)), second]
+    found = dict(fit_many(line, replace(two, retries=0), at_once=1, device="cpu"))
+    assert found.keys() == {0, 1}
+    assert "1 of 2 runs have no image and are left out" in found[0].record["notes"]
+    assert (found[0].stop_reason, len(found[0].record["runs"])) == ("fixed", 1)
+
 
 def test_a_slot_changes_hands_in_place() -> None:
     """Another problem, the same memory; and its neighbour does not notice."""
