@@ -94,6 +94,7 @@ def fit_runs(
             record["best_iteration"],
             record["stop_reason"],
             record["seconds_fit"],
+            len(record["runs"]),
         )
     )
     return found

@@ -65,12 +65,21 @@ class Noted:
 
 @dataclass(frozen=True)
 class Finished:
-    """The fit is over; `best_iteration` is the one whose image is returned."""
+    """The fit is over.
+
+    Attributes:
+        iterations: That were made; of all runs, if there were several.
+        best_iteration: The one whose image is returned; of several runs, the first run's.
+        stop_reason: Why it ended.
+        seconds: That it took.
+        runs: How many fits the image is the mean of.
+    """
 
     iterations: int
     best_iteration: int
     stop_reason: str
     seconds: float
+    runs: int = 1
 
 
 Event = Started | Progress | Retried | Noted | Finished

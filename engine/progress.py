@@ -97,9 +97,12 @@ def _retry(event: Retried) -> str:
 
 
 def _end(event: Finished) -> str:
+    image = f"image of iteration {event.best_iteration}"
+    if event.runs > 1:
+        image = f"the mean of {event.runs} runs"
     return (
         f"{event.iterations} iterations in {clock(event.seconds)}, ended by {event.stop_reason}, "
-        f"image of iteration {event.best_iteration}"
+        f"{image}"
     )
 
 

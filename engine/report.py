@@ -44,10 +44,12 @@ def render(result: "Result", name: str) -> str:
 def _summary(record: Mapping[str, Any]) -> str:
     quality = "" if record["psnr"] is None else f"{record['psnr']:.2f} dB against the truth. "
     notes = "".join(f"<p>{escape(str(note))}</p>" for note in record["notes"])
+    image = f"Image of iteration {record['best_iteration']} of {record['iterations']}"
+    if "runs" in record:
+        image = f"Mean of {len(record['runs'])} runs, of {record['iterations']} iterations in all"
     return (
-        f"<p>{quality}Image of iteration {record['best_iteration']} of {record['iterations']}, "
-        f"ended by {escape(str(record['stop_reason']))}, after {record['seconds_fit']:.1f} s.</p>"
-        f"{notes}"
+        f"<p>{quality}{image}, ended by {escape(str(record['stop_reason']))}, after "
+        f"{record['seconds_fit']:.1f} s.</p>{notes}"
     )
 
 
