@@ -30,13 +30,14 @@ _PROCESS = contextlib.ExitStack()  # what holds until the process ends
 
 
 class PlainLoop:
-    """The published network in bfloat16, as PyTorch runs it well; one iteration a call of `step`.
+    """The published network as PyTorch runs it well; one iteration a call of `step`.
 
     Args:
         target: The observation, [1, C, H, W] float32.
         compiled: Whether network and loss are compiled; on a GPU with all kernels tried out.
         upsample: How the network enlarges: "bilinear", as published, or "nearest".
-        precision: "bf16", or "fp32" to see whether what is computed is right.
+        precision: "bf16", or "fp32" for a CPU without it, and to see whether what is computed is
+            right.
     """
 
     def __init__(
@@ -115,11 +116,13 @@ def plain(
     device: str = "cuda",
     upsample: str = "bilinear",
     kept: bool = False,
+    precision: str = "bf16",
 ) -> Variant:
     """Set `PlainLoop` up; compilation is left to its first step. See `published`."""
     place = torch.device(device)
     _keep_if(kept, place)
-    loop = PlainLoop(picture(size).to(place), compiled=compiled, upsample=upsample)
+    observation = picture(size).to(place)
+    loop = PlainLoop(observation, compiled=compiled, upsample=upsample, precision=precision)
     return variant(loop.step, place)
 
 

@@ -205,14 +205,14 @@ def cpu(
     """
 
     def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
-        from flashdip.bench import cpu as yardstick
-
-        listed, left_out = yardstick.groups(sides, modes, rounds, at, recorded)
+        listed, left_out = yardstick.groups(sides, modes, rounds, at, recorded, narrow)
         found = yardstick.run(listed, rounds=rounds, seconds=seconds, ceilings=ceilings, tell=_tell)
         return found | {"left_out": left_out | found["left_out"]}, None
 
+    from flashdip.bench import cpu as yardstick
     from flashdip.bench import quality
 
+    narrow = yardstick.convolves_bf16()
     modes = list(dict.fromkeys(upsample.split(",")))
     sides = list(dict.fromkeys(_whole_numbers("--sizes", sizes)))
     if unknown := {*modes} - {"bilinear", "nearest"}:
@@ -223,7 +223,7 @@ def cpu(
     at = [] if compiled == "none" else _whole_numbers("--compiled", compiled)
     file = fits or quality.FILE
     recorded = quality.read(file) if fits is not None or file.exists() else None
-    _run("cpu", "cpu", measure, output, force, as_json, "native:bf16")
+    _run("cpu", "cpu", measure, output, force, as_json, "native:bf16" if narrow else None)
 
 
 @app.command()

@@ -205,14 +205,16 @@ def judged(
     return found
 
 
-def judged_plain(size: int, upsample: str = "bilinear", compiled: bool = False) -> dict[str, Any]:
+def judged_plain(
+    size: int, upsample: str = "bilinear", precision: str = "bf16", compiled: bool = False
+) -> dict[str, Any]:
     """Return errors of `PlainLoop` and what is allowed; eagerly, float32 has to be right as well.
 
     It is compiled once only: that takes a minute, and compiles the same code.
     """
     found: dict[str, Any] = {}
-    for precision in ("bf16",) if compiled else ("bf16", "fp32"):
-        found |= _record(check_plain(size, precision, upsample, compiled), precision)
+    for each in {precision} if compiled else sorted({precision, "fp32"}):
+        found |= _record(check_plain(size, each, upsample, compiled), each)
     return found
 
 

@@ -216,7 +216,7 @@ def test_a_score_keeps_to_its_time(
 def test_the_yardstick_of_cpus(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Rows of each size and way to enlarge; what is asked wrongly is told before anything runs."""
 
-    def loops(size: int, upsample: str, rounds: int, compiled: bool) -> Group:
+    def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -> Group:
         of = f"{upsample} {size}"
         rows = {"published": 0.02, "published, pages kept": 0.015, "native (fp32)": 0.01}
         benches = [bench(f"{of}: {name}", each, size=size) for name, each in rows.items()]
@@ -226,6 +226,7 @@ def test_the_yardstick_of_cpus(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(cpu, "loops", loops)
     monkeypatch.setattr(cpu, "step_work", lambda bench: None)
+    monkeypatch.setattr(cpu, "convolves_bf16", lambda: False)
     monkeypatch.setattr(quality, "FILE", tmp_path / "none.json")
     code, out, _ = run("cpu", "--sizes", "64,96", "--rounds", "3", "--compiled", "none", "-o", "a")
     assert code == 0
@@ -234,6 +235,7 @@ def test_the_yardstick_of_cpus(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
     line = next(line for line in out.splitlines() if line.startswith("| nearest 96: native"))
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["2.00", "1.50"]
     assert "left out: quality: nothing was recorded" in out
+    assert "left out: nearest 96: native (bf16): this CPU has no convolutions in bfloat16" in out
     for wrong, said in (
         (("--sizes", "100"), "--sizes: expected multiples of 32 from 64 on, got 100"),
         (("--upsample", "cubic"), "--upsample: expected bilinear, nearest, got 'cubic'"),

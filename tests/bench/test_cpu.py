@@ -14,7 +14,7 @@ from rich.console import Console
 from flashdip.bench import baselines, cpu, schema, show, suite, turns
 from flashdip.bench.cases import PUBLISHED, Bench
 from flashdip.bench.ceilings import Ceilings
-from flashdip.bench.cpu import COMPILED_ROW, Group, groups, loops, run, to_quality
+from flashdip.bench.cpu import Group, groups, loops, run, to_quality
 from flashdip.bench.curves import ours
 from flashdip.bench.suite import judge
 from flashdip.bench.turns import Plan
@@ -83,7 +83,7 @@ def printed(found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]
 
 def test_rows_of_a_network() -> None:
     """The published loop twice, ours, PyTorch's; each but the yardstick is judged."""
-    whole = loops(512, "nearest", 7, compiled=True)
+    whole = loops(512, "nearest", 7, compiled=True, narrow=True)
     assert [bench.name.removeprefix("nearest 512: ") for bench in whole.benches] == [
         "published",
         "published, pages kept",
@@ -91,40 +91,59 @@ def test_rows_of_a_network() -> None:
         "native (fp32)",
         "eager bf16",
         "eager bf16, pages kept",
-        COMPILED_ROW,
+        "compiled bf16, pages kept",
     ]
     assert [bench.check is None for bench in whole.benches] == [True] * 2 + [False] * 5
     assert [b.parameters.get("judged_at") for b in whole.benches] == [None] * 2 + [256] * 5
     folded = cpu.step_work(whole.benches[0])
-    as_published = cpu.step_work(loops(512, "bilinear", 7, compiled=False).benches[0])
+    as_published = cpu.step_work(loops(512, "bilinear", 7, False, narrow=True).benches[0])
     assert folded["level0.up", "forward"] == as_published["level0.up", "forward"]
     assert all(bench.parameters["upsample"] == "nearest" for bench in whole.benches)
 
 
+def test_rows_of_a_cpu_without_bfloat16() -> None:
+    """PyTorch is asked well in float32 then."""
+    whole = loops(64, "bilinear", 7, compiled=True, narrow=False)
+    assert [bench.name.removeprefix("bilinear 64: ") for bench in whole.benches] == [
+        "published",
+        "published, pages kept",
+        "native (fp32)",
+        "eager fp32",
+        "eager fp32, pages kept",
+        "compiled fp32, pages kept",
+    ]
+    assert {bench.parameters["precision"] for bench in whole.benches} == {"fp32"}
+    eager = next(bench for bench in whole.benches if bench.name.endswith("eager fp32"))
+    assert eager.check is not None and set(eager.check()) == {"output, fp32", "gradient, fp32"}
+    made = eager.make(*eager.arguments)
+    made.step()
+
+
 def test_what_is_left_out_has_a_reason() -> None:
-    found, left_out = groups([64], ["bilinear"], 3, [], None)
+    found, left_out = groups([64], ["bilinear"], 3, [], None, narrow=False)
     assert [each.name for each in found] == ["bilinear 64"]
     assert left_out == {
-        f"bilinear 64: {COMPILED_ROW}": "compiled at no such size: see --compiled",
+        "bilinear 64: compiled": "compiled at no such size: see --compiled",
+        "bilinear 64: native (bf16)": "this CPU has no convolutions in bfloat16",
         "quality": "nothing was recorded: see 'python -m flashdip.bench.quality'",
     }
     changed = made("a", "quick", [30.0])
     changed["config"]["learning_rate"] = 0.5
     fits: dict[str, Any] = {"size": 64, "fits": [made("a", PUBLISHED, [30.0]), changed]}
-    found, left_out = groups([64], ["bilinear"], 3, [64], fits)
+    found, left_out = groups([64], ["bilinear"], 3, [64], fits, narrow=True)
     assert [bench.name for bench in found[1].benches] == ["quality 64: published"]
     assert {name for name in left_out} == {f"quality 64: {name}" for name in ours()}
     assert "was not recorded as it is now" in left_out["quality 64: quick"]
 
     fits["fits"][1] = made("a", "quick", [30.0])
-    found, left_out = groups([], ["bilinear"], 3, [], fits)
+    found, left_out = groups([], ["bilinear"], 3, [], fits, narrow=True)
     published, quick = found[0].benches
     assert (published.make, quick.make) == (baselines.published, baselines.engine)
     assert quick.parameters["network"] == "quick"
     assert "quality 64: quick" not in left_out
 
     del fits["fits"][0]
-    found, left_out = groups([], ["bilinear"], 3, [], fits)
+    found, left_out = groups([], ["bilinear"], 3, [], fits, narrow=True)
     assert found == [] and "quality 64: published" in left_out
 
 
@@ -210,7 +229,7 @@ def test_the_compiled_row_has_limits_of_its_own(
 
     monkeypatch.setattr(cpu, "worker", cut)
     cpu.plain_right.cache_clear()
-    (*_, compiled) = loops(64, "bilinear", 3, compiled=True).benches
+    (*_, compiled) = loops(64, "bilinear", 3, compiled=True, narrow=True).benches
     judged = judge([compiled])
     assert limits == [cpu.COMPILATION]
     assert judged.left_out[compiled.name].startswith("TimeoutError: measure: the worker")
@@ -223,14 +242,19 @@ def test_the_compiled_row_has_limits_of_its_own(
 
     monkeypatch.setattr(cpu, "results", plans)
     monkeypatch.setattr(cpu, "judge", lambda benches, tell: suite.Judged({}, {}, {}))
-    run([loops(64, "bilinear", 3, compiled=True)], rounds=3, seconds=60.0, ceilings=LIMITS)
+    run(
+        [loops(64, "bilinear", 3, compiled=True, narrow=True)],
+        rounds=3,
+        seconds=60.0,
+        ceilings=LIMITS,
+    )
     assert seen == {compiled.name: cpu.COMPILATION}
 
 
 def test_judging_what_is_compiled_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = {"output, bf16": {"error": 0.01, "allowed": 0.05}}
-    monkeypatch.setattr(cpu, "judged_plain", lambda size, upsample, compiled: gate)
-    variant = cpu._compiled(64, "nearest")
+    monkeypatch.setattr(cpu, "judged_plain", lambda size, upsample, precision, compiled: gate)
+    variant = cpu._compiled(64, "nearest", "bf16")
     assert variant.facts() == {}
     variant.step()
     assert variant.facts() == gate
