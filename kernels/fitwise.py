@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flashdip.kernels import shifted
 from flashdip.kernels.opset import EPS
 
 
 def conv(x: Tensor, weight: Tensor, stride: int = 1, margin: int = 0) -> Tensor:
     """Convolve each fit of x [F, I, H, W] with its own weights [F, O, I, k, l]."""
-    if len(x) == 1:
-        return F.conv2d(x, weight.squeeze(0), None, stride, margin)
-    return torch.cat(
-        [F.conv2d(x[f : f + 1], w, None, stride, margin) for f, w in enumerate(weight)]
-    )
+    weights = [weight.squeeze(0)] if len(x) == 1 else weight.unbind()
+    maps = [x] if len(x) == 1 else x.split(1)
+    if margin == 0 and shifted.pays(x, weight, stride):
+        return _joined([shifted.conv(*pair, stride) for pair in zip(maps, weights, strict=True)])
+    pairs = zip(maps, weights, strict=True)
+    return _joined([F.conv2d(own, w, None, stride, margin) for own, w in pairs])
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
