@@ -64,11 +64,14 @@ def demo(
     ] = Path("demo"),
     size: Annotated[
         int, typer.Option(min=32, max=384, help="Side of the picture in pixels.")
-    ] = 256,
+    ] = 224,
     seed: Annotated[int, typer.Option(help="Of the noise and of the fit.")] = 0,
     preset: Annotated[str, typer.Option(help="See 'flashdip presets'.")] = "default",
+    budget: Annotated[
+        float, typer.Option(metavar="SECONDS", help="That the fit may take on a slow machine.")
+    ] = 172.0,
 ) -> None:
-    """Restore a noisy photograph that comes along, and show what it gained."""
+    """Restore a noisy photograph that comes along, and show what it gained, within 3 minutes."""
     _make_ready(directory)
 
     from flashdip.engine.images import as_picture, load, save
@@ -85,6 +88,7 @@ def demo(
             sigma=SIGMA,
             seed=seed,
             preset=preset,
+            budget=budget,
             truth=clean,
             callback=interruption.watch(show),
             interrupted=interruption,

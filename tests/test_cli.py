@@ -398,8 +398,12 @@ def test_demo_writes_its_folder_and_overwrites_only_its_own(
     tiny = preset("denoise").override({"network.down": "8,8", "iterations": "4"})
     monkeypatch.setattr("flashdip.engine.task_options.preset", lambda *asked: tiny)
 
+    code, out, _ = run("demo", "--size", "32", "-o", "shown", "--budget", "0")
+    assert code == 0
+    assert json.loads(Path("shown/result.json").read_text())["stop_reason"] == "budget"
     code, out, _ = run("demo", "--size", "32", "-o", "shown")
     assert code == 0
+    assert json.loads(Path("shown/result.json").read_text())["stop_reason"] == "iterations"
     assert out.count("dB") == 3
     names = {"clean.png", "comparison.png", "noisy.png", "restored.png", "result.json"}
     assert {path.name for path in Path("shown").iterdir()} == names | {"report.html"}
