@@ -4,7 +4,7 @@ The first table is of one network and one mathematics, the published default net
 bilinearly as published and by the nearest pixel: the published loop, what PyTorch does with it if
 asked well, and our backend. Where an allocator keeps its pages the published loop is faster by
 that alone, so every row has its ratio to the loop with either allocator. Where the CPU has no
-convolutions in bfloat16 its rows are left out, and what PyTorch does if asked well is in float32.
+convolutions in bfloat16 the rows in it are left out, and PyTorch asked well computes in float32.
 
 The second is of what a user waits for: the iterations until the averaged output is as good as the
 published network's peak less a margin were recorded once (`flashdip.bench.quality`), the seconds of
@@ -66,6 +66,11 @@ def convolves_bf16() -> bool:
     return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def compiled_row(narrow: bool) -> str:
+    """Return the name of the row that torch compiles, in bfloat16 or float32."""
+    return f"{COMPILED} {'bf16' if narrow else 'fp32'}, pages kept"
+
+
 def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -> Group:
     """Return the rows of one network at one size.
 
@@ -94,20 +99,21 @@ def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -
         bench(name, baselines.published, (size, False, "cpu", upsample, kept), "fp32", kept, None)
         for name, kept in (("published", False), ("published, pages kept", True))
     ]
-    for precision in ("bf16", "fp32") if narrow else ("fp32",):
+    precisions = ("bf16", "fp32") if narrow else ("fp32",)
+    for precision in precisions:
         made = (size, "cpu", BACKEND, precision, 1, PUBLISHED, False, settings)
         check = partial(right, small, precision, PUBLISHED, settings)
         name = f"{BACKEND} ({precision})"
         listed.append(bench(name, baselines.engine, made, precision, True, check))
-    precision = "bf16" if narrow else "fp32"
+    best = precisions[0]
     for name, whole, kept in (
-        (f"eager {precision}", False, False),
-        (f"eager {precision}, pages kept", False, True),
-        *([(f"{COMPILED} {precision}, pages kept", True, True)] if compiled else []),
+        (f"eager {best}", False, False),
+        (f"eager {best}, pages kept", False, True),
+        *([(compiled_row(narrow), True, True)] if compiled else []),
     ):
-        plain = (size, whole, "cpu", upsample, kept, precision)
-        check = partial(plain_right, small, upsample, whole, precision)
-        listed.append(bench(name, baselines.plain, plain, precision, kept, check))
+        plain = (size, whole, "cpu", upsample, kept, best)
+        check = partial(plain_right, small, upsample, whole, best)
+        listed.append(bench(name, baselines.plain, plain, best, kept, check))
     rows = len(listed) * (1 + (size / 256) ** 2) / 2
     return Group(of, tuple(listed), rows + SHARE_OF_COMPILATION * compiled)
 
@@ -192,7 +198,7 @@ def groups(
         for upsample in upsamplings:
             found.append(loops(size, upsample, rounds, size in compiled, narrow))
             if size not in compiled:
-                name = f"{upsample} {size}: {COMPILED}"
+                name = f"{upsample} {size}: {compiled_row(narrow)}"
                 left_out[name] = "compiled at no such size: see --compiled"
             if not narrow:
                 name = f"{upsample} {size}: {BACKEND} (bf16)"

@@ -4,12 +4,11 @@ Along an axis two pixels of the result lie between two neighbours p and q of the
 taps a, b, c the earlier is (a + b) p + c q, the later a p + (b + c) q: four products, 16 along both
 axes instead of 36. With s = a + b + c and d = q - p they are s p + c d and s q - a d: three
 products, nine along both axes, each of which takes all pixels' channels to new ones. Nine cost more
-passes over the maps, and more calls: they are taken where products are dear, for many channels and
-pixels in float32. Rounded to 16 bits their sums have more than twice the error of 16 products.
+passes over the maps: they are taken where products are dear, for many channels in float32. Rounded
+to 16 bits their sums have more than twice the error of 16 products.
 """
 
 import functools
-import math
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from flashdip.kernels import fitwise
 
-# From where on the passes cost less than the products that they save.
-_WIDE = 64  # channels
-_MUCH = 1 << 24  # input channels times output channels times pixels
+_WIDE = 64  # channels from which on the passes cost less than the products that they save
 
 
 def phases(p: Tensor, weight: Tensor) -> Tensor:
@@ -33,7 +30,7 @@ def phases(p: Tensor, weight: Tensor) -> Tensor:
         p: [F, C, H, W], in channels-last memory.
         weight: [F, O, C, 3, 3], in float32 at least.
     """
-    if _nine_pay(p, weight):
+    if min(weight.shape[1:3]) >= _WIDE and p.dtype.itemsize >= 4:
         taps = constant(_NINE, weight.device, weight.dtype)
         nine = torch.einsum("ak,bl,fockl->faboc", taps, taps, weight)
         parts = nine[:, 0, :1], nine[:, 0, 1:], nine[:, 1:, 0], nine[:, 1:, 1:].flatten(1, 2)
@@ -44,12 +41,6 @@ def phases(p: Tensor, weight: Tensor) -> Tensor:
     taps = constant(_SIXTEEN, weight.device, weight.dtype)
     folded = torch.einsum("aik,bjl,fockl->fabocij", taps, taps, weight)
     return fitwise.conv(p, folded.flatten(1, 3).to(p.dtype))
-
-
-def _nine_pay(p: Tensor, weight: Tensor) -> bool:
-    channels, pixels = weight.shape[1:3], p.shape[2:]
-    work = math.prod(channels) * math.prod(pixels)
-    return min(channels) >= _WIDE and work >= _MUCH and p.dtype.itemsize >= 4
 
 
 # Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].

@@ -35,7 +35,16 @@ def pays(x: Tensor, weight: Tensor, stride: int) -> bool:
 
 
 def conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Convolve x [1, I, H, W] with weights [O, I, k, l], without a margin."""
+    """Convolve a map with weights, without a margin.
+
+    Args:
+        x: [1, I, H, W]; nothing is laid out anew if it is in channels-last memory.
+        weight: [O, I, k, l], in the map's dtype.
+        stride: Along both axes.
+
+    Returns:
+        [1, O, (H - k) // stride + 1, (W - l) // stride + 1].
+    """
     y: Tensor = _Conv.apply(x, weight, stride)  # type: ignore[no-untyped-call]
     return y
 
@@ -59,28 +68,20 @@ class _Conv(torch.autograd.Function):
             dx = torch.ops.aten.convolution_backward(
                 dy, x, weight, None, strides, (0, 0), (1, 1), False, (0, 0), 1, wanted
             )[0]
-        return dx, weight_gradient(dy, x, weight, ctx.stride), None
+        return dx, _weight_gradient(dy, x, weight.shape[2:], ctx.stride), None
 
 
-def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Return the gradient of `conv`'s weights, [O, I, k, l].
-
-    Args:
-        dy: Of the result, [1, O, H', W'].
-        x: The map, [1, I, H, W].
-        weight: For its shape.
-        stride: Of the convolution.
-    """
-    outputs, inputs, *taps = weight.shape
-    height, width = dy.shape[2:]
+def _weight_gradient(dy: Tensor, x: Tensor, taps: torch.Size, stride: int) -> Tensor:
+    """Return the gradient of weights [O, I, k, l] from that of the result, dy [1, O, H', W']."""
+    outputs, height, width = dy.shape[1:]
+    inputs = x.shape[1]
     gradient = dy.new_empty(*taps, outputs, inputs)
-    for top in range(min(stride, taps[0])):
-        for left in range(min(stride, taps[1])):
-            seen = x[0, :, top::stride, left::stride].permute(1, 2, 0)
-            pitch = seen.shape[1]
-            pixels = seen.reshape(-1, inputs)
-            length = (height - 1) * pitch + width
-            rows = _drawn_out(dy, pitch)[:length]
+    for left in range(min(stride, taps[1])):
+        pitch = len(range(left, x.shape[3], stride))
+        length = (height - 1) * pitch + width
+        rows = _drawn_out(dy, pitch)[:length]
+        for top in range(min(stride, taps[0])):
+            pixels = x[0, :, top::stride, left::stride].permute(1, 2, 0).reshape(-1, inputs)
             for row in range(top, taps[0], stride):
                 for column in range(left, taps[1], stride):
                     start = row // stride * pitch + column // stride

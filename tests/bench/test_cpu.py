@@ -123,7 +123,7 @@ def test_what_is_left_out_has_a_reason() -> None:
     found, left_out = groups([64], ["bilinear"], 3, [], None, narrow=False)
     assert [each.name for each in found] == ["bilinear 64"]
     assert left_out == {
-        "bilinear 64: compiled": "compiled at no such size: see --compiled",
+        "bilinear 64: compiled fp32, pages kept": "compiled at no such size: see --compiled",
         "bilinear 64: native (bf16)": "this CPU has no convolutions in bfloat16",
         "quality": "nothing was recorded: see 'python -m flashdip.bench.quality'",
     }

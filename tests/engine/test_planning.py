@@ -17,6 +17,7 @@ from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.planning import plan
 from flashdip.engine.presets import PRESETS
 from flashdip.engine.problems import Problem
+from flashdip.kernels.opset import Up
 
 CPU = torch.device("cpu")
 NARROW = FitConfig(
@@ -31,6 +32,13 @@ CORNERS = [PRESETS[key].config.network for key in PRESETS if key[1] == "publishe
     SkipConfig(inputs=4, down=(8, 8), up=(4, 6), upsample="bilinear", kernel_down=5),
     SkipConfig(inputs=4, down=(8, 8), downsample="max", act="ELU", pad="zero", bias=False),
 ]
+
+
+@pytest.mark.parametrize("upsample", ["bilinear", "nearest"])
+def test_the_published_network_can_be_planned_in_float32(upsample: Up) -> None:
+    """What is kept of a wide map may not depend on its size, or three sizes tell nothing."""
+    config = FitConfig(network=SkipConfig(upsample=upsample))
+    assert NATIVE.memory(config, (3, 256, 256), CPU, "fp32") > 100e6
 
 
 @pytest.mark.parametrize("network", CORNERS, ids=["restore2", "bilinear", "max"])

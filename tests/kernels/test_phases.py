@@ -5,17 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdip.kernels import phases as module
 from flashdip.kernels.phases import phases
 
 FEW, MANY = 5, 64  # channels: sixteen products, nine
 SHAPE = (31, 35)
-
-
-@pytest.fixture(autouse=True)
-def _small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine products for maps of any size, so that they can be compared on small ones."""
-    monkeypatch.setattr(module, "_MUCH", 0)
 
 
 def tensors(fits: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,18 +62,3 @@ def test_nine_products_are_as_exact_as_a_convolution() -> None:
     ):
         errors = [float((t.double() - right).square().mean().sqrt()) for t in (found, plain)]
         assert 0 < errors[0] <= 2 * errors[1]
-
-
-def test_nine_products_are_for_much_work_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert nine((128, 33, 33), 128)
-    assert not nine((128, 17, 17), 128)
-    assert not nine((63, 65, 65), 128)
-    assert not nine((128, 65, 65), 32)
-    assert not nine((128, 33, 33), 128, torch.bfloat16)
-
-
-def nine(shape: tuple[int, int, int], outputs: int, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether a map [C, H, W] takes nine products to so many channels."""
-    weight = torch.empty(1, outputs, shape[0], 3, 3, device="meta")
-    return module._nine_pay(torch.empty(1, *shape, dtype=dtype, device="meta"), weight)

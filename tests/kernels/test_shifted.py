@@ -1,4 +1,4 @@
-"""Gradients of weights as sums of shifted products."""
+"""Gradients of weights as shifted matrix products."""
 
 import pytest
 import torch
