@@ -69,10 +69,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the noise and of the fit.")] = 0,
     preset: Annotated[str, typer.Option(help="See 'flashdip presets'.")] = "default",
     budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Of the fit; a slow machine ends it earlier.")
+        float, typer.Option(metavar="SECONDS", help="After which a fit ends, as on a slow machine.")
     ] = BUDGET,
 ) -> None:
-    """Restore a noisy photograph that comes along, and show what it gained, within 3 minutes."""
+    """Restore a noisy photograph that comes along, and show what it gained.
+
+    It takes 3 minutes at most, unless --budget or --preset asks for more.
+    """
     _make_ready(directory)
 
     from flashdip.engine.images import as_picture, load, save

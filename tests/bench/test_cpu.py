@@ -81,38 +81,33 @@ def printed(found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]
     return document, {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in lines}, text
 
 
-def test_rows_of_a_network() -> None:
+@pytest.mark.parametrize(
+    ("narrow", "ours", "best"),
+    [(True, ["native (bf16)", "native (fp32)"], "bf16"), (False, ["native (fp32)"], "fp32")],
+)
+def test_rows_of_a_network(narrow: bool, ours: list[str], best: str) -> None:
     """The published loop twice, ours, PyTorch's; each but the yardstick is judged."""
-    whole = loops(512, "nearest", 7, compiled=True, narrow=True)
+    whole = loops(512, "nearest", 7, compiled=True, narrow=narrow)
+    others = [f"eager {best}", f"eager {best}, pages kept", f"compiled {best}, pages kept"]
     assert [bench.name.removeprefix("nearest 512: ") for bench in whole.benches] == [
         "published",
         "published, pages kept",
-        "native (bf16)",
-        "native (fp32)",
-        "eager bf16",
-        "eager bf16, pages kept",
-        "compiled bf16, pages kept",
+        *ours,
+        *others,
     ]
-    assert [bench.check is None for bench in whole.benches] == [True] * 2 + [False] * 5
-    assert [b.parameters.get("judged_at") for b in whole.benches] == [None] * 2 + [256] * 5
+    judged = len(ours) + len(others)
+    assert [bench.check is None for bench in whole.benches] == [True] * 2 + [False] * judged
+    assert [b.parameters.get("judged_at") for b in whole.benches] == [None] * 2 + [256] * judged
+    assert {bench.parameters["precision"] for bench in whole.benches} == {"fp32", best}
     folded = cpu.step_work(whole.benches[0])
     as_published = cpu.step_work(loops(512, "bilinear", 7, False, narrow=True).benches[0])
     assert folded["level0.up", "forward"] == as_published["level0.up", "forward"]
     assert all(bench.parameters["upsample"] == "nearest" for bench in whole.benches)
 
 
-def test_rows_of_a_cpu_without_bfloat16() -> None:
-    """PyTorch is asked well in float32 then."""
-    whole = loops(64, "bilinear", 7, compiled=True, narrow=False)
-    assert [bench.name.removeprefix("bilinear 64: ") for bench in whole.benches] == [
-        "published",
-        "published, pages kept",
-        "native (fp32)",
-        "eager fp32",
-        "eager fp32, pages kept",
-        "compiled fp32, pages kept",
-    ]
-    assert {bench.parameters["precision"] for bench in whole.benches} == {"fp32"}
+def test_pytorch_in_float32_is_judged_and_runs() -> None:
+    """As on a CPU without bfloat16."""
+    whole = loops(64, "bilinear", 7, compiled=False, narrow=False)
     eager = next(bench for bench in whole.benches if bench.name.endswith("eager fp32"))
     assert eager.check is not None and set(eager.check()) == {"output, fp32", "gradient, fp32"}
     made = eager.make(*eager.arguments)
