@@ -18,10 +18,28 @@ def conv(x: Tensor, weight: Tensor, stride: int = 1, margin: int = 0) -> Tensor:
     """Convolve each fit of x [F, I, H, W] with its own weights [F, O, I, k, l]."""
     weights = [weight.squeeze(0)] if len(x) == 1 else weight.unbind()
     maps = [x] if len(x) == 1 else x.split(1)
-    if margin == 0 and shifted.pays(x, weight, stride):
-        return _joined([shifted.conv(*pair, stride) for pair in zip(maps, weights, strict=True)])
     pairs = zip(maps, weights, strict=True)
+    if margin == 0 and shifted.pays(x, weight, stride):
+        return _joined([_Shifted.apply(*pair, stride) for pair in pairs])  # type: ignore[no-untyped-call]
     return _joined([F.conv2d(own, w, None, stride, margin) for own, w in pairs])
+
+
+class _Shifted(torch.autograd.Function):
+    """Convolve x [1, I, H, W] with weights [O, I, k, l]; their gradient is `shifted`'s."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.stride = stride
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, None, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], False)
+        dx = _gradients(dy, x, weight, wanted, ctx.stride)[0] if wanted[0] else None
+        return dx, shifted.weight_gradient(dy, x, weight.shape[2:], ctx.stride), None
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -79,10 +97,12 @@ def conv_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return _joined([_gradients(*part, (True, False))[0] for part in parts])
 
 
-def _gradients(dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor]:
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], stride: int = 1
+) -> list[Tensor]:
     """Return the gradients of a map and of weights [O, I, k, l], of those that are wanted."""
     gradients: list[Tensor] = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (*wanted, False)
+        dy, x, weight, None, (stride, stride), (0, 0), (1, 1), False, (0, 0), 1, (*wanted, False)
     )
     return gradients
 

@@ -11,18 +11,16 @@ against 43 at 128 channels and 128x128 pixels, on two Zen 3 cores (measured).
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _MUCH = 1 << 24  # input channels times output channels times pixels, from where on it is faster
 
 
 def pays(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Return whether `conv` is faster than torch's own for x [F, I, H, W] on this processor."""
+    """Return whether that is faster than torch's own for x [F, I, H, W] on this processor."""
     *channels, height, width = weight.shape[-4:]
     pixels = x.shape[2] * x.shape[3] // stride**2
     return (
@@ -34,45 +32,15 @@ def pays(x: Tensor, weight: Tensor, stride: int) -> bool:
     )
 
 
-def conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Convolve a map with weights, without a margin.
+def weight_gradient(dy: Tensor, x: Tensor, taps: Sequence[int], stride: int) -> Tensor:
+    """Return the gradient of a convolution's weights, [O, I, k, l].
 
     Args:
-        x: [1, I, H, W]; nothing is laid out anew if it is in channels-last memory.
-        weight: [O, I, k, l], in the map's dtype.
+        dy: Of the result, [1, O, H', W'].
+        x: The map, [1, I, H, W], without a margin; in channels-last memory it is not laid out anew.
+        taps: k and l.
         stride: Along both axes.
-
-    Returns:
-        [1, O, (H - k) // stride + 1, (W - l) // stride + 1].
     """
-    y: Tensor = _Conv.apply(x, weight, stride)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Conv(torch.autograd.Function):
-    """See `conv`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        ctx.stride = stride
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, None, stride)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        dx = None
-        if ctx.needs_input_grad[0]:
-            strides, wanted = (ctx.stride,) * 2, (True, False, False)
-            dx = torch.ops.aten.convolution_backward(
-                dy, x, weight, None, strides, (0, 0), (1, 1), False, (0, 0), 1, wanted
-            )[0]
-        return dx, _weight_gradient(dy, x, weight.shape[2:], ctx.stride), None
-
-
-def _weight_gradient(dy: Tensor, x: Tensor, taps: torch.Size, stride: int) -> Tensor:
-    """Return the gradient of weights [O, I, k, l] from that of the result, dy [1, O, H', W']."""
     outputs, height, width = dy.shape[1:]
     inputs = x.shape[1]
     gradient = dy.new_empty(*taps, outputs, inputs)

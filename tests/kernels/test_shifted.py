@@ -40,10 +40,8 @@ def test_gradients(
     x, weight, dy = tensors(1, taps, stride, sides, (7, 3))
     right = plain([x, weight, dy], stride)
     x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
-    leaves = [x.requires_grad_(), weight[0].requires_grad_()]
-    found = differentiated(shifted.conv(leaves[0], leaves[1], stride), leaves, dy)
-    found[2] = found[2][None]
-    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    found = shifted.weight_gradient(dy, x, taps, stride)
+    torch.testing.assert_close(found[None], right[2], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fits", [1, 2])
@@ -53,14 +51,14 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch, stride: int, fits: i
     exact = tensors(fits, (3, 3), stride, (70, 59), (128, 128))
     low = [t.float() for t in exact]
     taken = 0
-    own = shifted.conv
+    own = shifted.weight_gradient
 
-    def counted(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def counted(dy: Tensor, x: Tensor, taps: tuple[int, int], stride: int) -> Tensor:
         nonlocal taken
         taken += 1
-        return own(x, weight, stride)
+        return own(dy, x, taps, stride)
 
-    monkeypatch.setattr(shifted, "conv", counted)
+    monkeypatch.setattr(shifted, "weight_gradient", counted)
     for capability, expected in (("AVX2", fits), ("AVX512", 0), ("DEFAULT", 0)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         leaves = [t.clone().requires_grad_() for t in low[:2]]
@@ -83,9 +81,9 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch, stride: int, fits: i
         assert not shifted.pays(*other, stride)
 
 
-def test_a_map_without_gradient() -> None:
+def test_a_map_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network's input needs none."""
+    monkeypatch.setattr(shifted, "pays", lambda *of: True)
     x, weight, dy = tensors(1, (3, 3), 2, (9, 9), (4, 2))
-    (gradient,) = torch.autograd.grad(
-        shifted.conv(x, own := weight[0].requires_grad_(), 2), own, dy
-    )
-    torch.testing.assert_close(gradient[None], plain([x, weight.detach(), dy], 2)[2])
+    (gradient,) = torch.autograd.grad(fitwise.conv(x, weight.requires_grad_(), 2), weight, dy)
+    torch.testing.assert_close(gradient, plain([x, weight.detach(), dy], 2)[2])
