@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flashdip.kernels import fitwise, shifted
+from tests.numerics import assert_as_exact, convolved, differentiated
 
 
 def tensors(
@@ -19,17 +19,6 @@ def tensors(
     return [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
 
 
-def differentiated(y: Tensor, leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-
-def plain(arguments: list[Tensor], stride: int) -> list[Tensor]:
-    """Result and gradients of torch's convolution."""
-    x, weight = leaves = [t.clone().requires_grad_() for t in arguments[:2]]
-    y = torch.cat([F.conv2d(x[f : f + 1], w, None, stride) for f, w in enumerate(weight)])
-    return differentiated(y, leaves, arguments[2])
-
-
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("sides", [(13, 18), (18, 7), (5, 5)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -38,7 +27,7 @@ def test_gradients(
     taps: tuple[int, int], stride: int, sides: tuple[int, int], layout: torch.memory_format
 ) -> None:
     x, weight, dy = tensors(1, taps, stride, sides, (7, 3))
-    right = plain([x, weight, dy], stride)
+    right = convolved([x, weight, dy], stride)
     x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
     found = shifted.weight_gradient(dy, x, taps, stride)
     torch.testing.assert_close(found[None], right[2], rtol=1e-12, atol=1e-12)
@@ -62,14 +51,10 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch, stride: int, fits: i
     for capability, expected in (("AVX2", fits), ("AVX512", 0), ("DEFAULT", 0)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         leaves = [t.clone().requires_grad_() for t in low[:2]]
-        taken, right = 0, plain([t.double() for t in low], stride)
+        taken, right = 0, convolved([t.double() for t in low], stride)
         found = differentiated(fitwise.conv(leaves[0], leaves[1], stride), leaves, low[2])
         assert taken == expected
-        for ours, theirs, truth in zip(found, plain(low, stride), right, strict=True):
-            error, allowed = (
-                float((t.double() - truth).square().mean().sqrt()) for t in (ours, theirs)
-            )
-            assert error <= 2 * allowed
+        assert_as_exact(found, convolved(low, stride), right)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     for other in (
         (low[0][:, :, :15], low[1]),  # too little work
@@ -86,4 +71,4 @@ def test_a_map_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shifted, "pays", lambda *of: True)
     x, weight, dy = tensors(1, (3, 3), 2, (9, 9), (4, 2))
     (gradient,) = torch.autograd.grad(fitwise.conv(x, weight.requires_grad_(), 2), weight, dy)
-    torch.testing.assert_close(gradient, plain([x, weight.detach(), dy], 2)[2])
+    torch.testing.assert_close(gradient, convolved([x, weight, dy], 2)[2])

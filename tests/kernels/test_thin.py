@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flashdip.kernels import thin
+from tests.numerics import assert_as_exact, convolved, differentiated
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -21,18 +21,6 @@ def tensors(fits: int, size: int, sides: tuple[int, int] = SIDES[0]) -> list[Ten
     return [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
 
 
-def differentiated(y: Tensor, leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
-    """A result and its gradients."""
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-
-def plain(arguments: list[Tensor]) -> list[Tensor]:
-    """Result and gradients of torch's convolution."""
-    x, weight = leaves = [t.clone().requires_grad_() for t in arguments[:2]]
-    y = torch.cat([F.conv2d(x[f : f + 1], w) for f, w in enumerate(weight)])
-    return differentiated(y, leaves, arguments[2])
-
-
 @pytest.mark.parametrize("sides", SIDES, ids=str)
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("fits", [1, 2])
@@ -43,16 +31,12 @@ def test_conv_is_as_exact_as_torchs(
     """Errors of result and gradients are at most twice those of torch's convolution."""
     arguments = tensors(fits, size, sides)
     low = [t.to(dtype) for t in arguments]
-    exact = plain([t.double() for t in low])
+    exact = convolved([t.double() for t in low])
     leaves = [t.clone().requires_grad_() for t in low[:2]]
     dy = low[2].contiguous(memory_format=torch.channels_last)
     found = differentiated(thin.conv(leaves[0], leaves[1]), leaves, dy)
-    for ours, theirs, right in zip(found, plain(low), exact, strict=True):
-        assert ours.dtype == dtype
-        error, allowed = (
-            float((t.double() - right).square().mean().sqrt()) for t in (ours, theirs)
-        )
-        assert error <= 2 * allowed + 1e-14 * float(right.abs().max())
+    assert {t.dtype for t in found} == {dtype}
+    assert_as_exact(found, convolved(low), exact)
 
 
 def test_a_map_without_gradient() -> None:
@@ -61,4 +45,4 @@ def test_a_map_without_gradient() -> None:
     weight.requires_grad_()
     thin.conv(x, weight).backward(dy)
     assert weight.grad is not None and x.grad is None
-    torch.testing.assert_close(weight.grad, plain([x, weight.detach(), dy])[2])
+    torch.testing.assert_close(weight.grad, convolved([x, weight, dy])[2])
