@@ -5,7 +5,7 @@ Doubling pixels (nearest): each of the four phases of the result sees 2x2 pixels
 
 Bilinear enlargement is doubling pixels followed by the filter [1, 2, 1] / 4 along each axis, which
 changes places with the convolution. The map is then needed one pixel beyond its border, where the
-doubled one has to be reflected about its outermost pixel: `_Frame` gives what that adds.
+doubled one has to be reflected about its outermost pixel (`flashdip.kernels.reflected`).
 
 Maps are [F, C, H, W] in channels-last memory. Backward passes are written out where autograd would
 pass over the maps more often than has to be.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flashdip.kernels import fitwise
+from flashdip.kernels import fitwise, reflected
 from flashdip.kernels.opset import EPS, Pad
 from flashdip.kernels.phases import constant, phases
 
@@ -33,76 +33,30 @@ def conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
         smooth: Whether enlargement is bilinear; else pixels are doubled.
     """
     if smooth:
-        padded, *strips = _Frame.apply(x)  # type: ignore[no-untyped-call]
-    else:
-        padded = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
-    parts = phases(padded, weight)  # [F, 4 O, H + 1, W + 1]
-    if not smooth:
-        return _interleave(parts)
-    return _blur(_interleave(parts, *_corrections(strips, weight.to(x.dtype))))
-
-
-def _corrections(strips: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
-    """Return what reflecting the doubled map adds to the outer lines of its convolution.
-
-    Args:
-        strips: See `_Frame`.
-        weight: [F, O, C, 3, 3]; the outermost taps fall on the reflected pixels.
-    """
-    above, below, left, right = strips
-    lying = (F.pad(t.repeat_interleave(2, 3), (2, 2, 0, 0), mode="reflect") for t in (above, below))
-    upright = (
-        F.pad(t.repeat_interleave(2, 2), (0, 0, 2, 2), mode="replicate") for t in (left, right)
-    )
-    (above, below), (left, right) = lying, upright
-    return (
-        fitwise.conv(above, weight[..., :1, :]),
-        fitwise.conv(below, weight[..., 2:, :]),
-        fitwise.conv(left, weight[..., :1]),
-        fitwise.conv(right, weight[..., 2:]),
-    )
-
-
-class _Frame(torch.autograd.Function):
-    """Pad x by replication; beside it, how the second line from each side differs from the first.
-
-    Where replication of x leaves x[0] the reflected map of doubled pixels has x[1].
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x)  # only its shape is needed, and it is kept anyway
-        sides = zip(_second(x), _outer(x), strict=True)
-        return F.pad(x, (1,) * 4, mode="replicate"), *(inner - edge for inner, edge in sides)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, padded: Tensor, *strips: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        dx = torch.ops.aten.replication_pad2d_backward(padded, x, (1,) * 4)
-        for inner, edge, strip in zip(_second(dx), _outer(dx), strips, strict=True):
-            inner.add_(strip)
-            edge.sub_(strip)
-        return dx  # type: ignore[no-any-return]
+        padded, lines = reflected.frame(x, weight)
+        return _blur(_interleave(phases(padded, weight), lines))
+    padded = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
+    return _interleave(phases(padded, weight))
 
 
 class _Interleave(torch.autograd.Function):
     """Put four phases [F, 4 C, H + 1, W + 1] together as one map.
 
-    With corrections of its outermost rows and columns it is [F, C, 2H + 2, 2W + 2]; without, the
-    outermost ones are left out.
+    With what is to be added to its outermost lines, as `reflected.frame` returns it, that is
+    [F, C, 2H + 2, 2W + 2]; without, the outermost lines are left out.
     """
 
     @staticmethod
-    def forward(ctx: Any, phases: Tensor, *corrections: Tensor) -> Tensor:
+    def forward(ctx: Any, phases: Tensor, *lines: Tensor) -> Tensor:
         fits, channels, height, width = phases.shape
-        ring = ctx.ring = len(corrections) > 0
+        ring = ctx.ring = len(lines) > 0
         less = 0 if ring else 2
         y = _empty(phases, fits, channels // 4, 2 * height - less, 2 * width - less)
         for whole, phase in _phase_views(y, phases, ring):
             whole.copy_(phase)
-        for edge, correction in zip(_outer(y), corrections, strict=False):
-            edge.add_(correction)
+        for added in lines:
+            for side, edge in enumerate(_outer(y)):
+                edge += added[:, side, : edge.shape[2]].mT
         return y
 
     @staticmethod
@@ -116,11 +70,16 @@ class _Interleave(torch.autograd.Function):
                 edge.zero_()
         for whole, phase in _phase_views(dy, phases, ctx.ring):
             phase.copy_(whole)
-        return phases, *(_outer(dy) if ctx.ring else ())
+        if not ctx.ring:
+            return (phases,)
+        lines = dy.new_zeros(fits, 4, max(height, width), channels)
+        for side, edge in enumerate(_outer(dy)):
+            lines[:, side, : edge.shape[2]] = edge.mT
+        return phases, lines
 
 
-def _interleave(phases: Tensor, *corrections: Tensor) -> Tensor:
-    y: Tensor = _Interleave.apply(phases, *corrections)  # type: ignore[no-untyped-call]
+def _interleave(phases: Tensor, *lines: Tensor) -> Tensor:
+    y: Tensor = _Interleave.apply(phases, *lines)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -138,11 +97,8 @@ def _phase_views(y: Tensor, phases: Tensor, ring: bool) -> list[tuple[Tensor, Te
 
 
 def _outer(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return y[:, :, :1], y[:, :, -1:], y[..., :1], y[..., -1:]
-
-
-def _second(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return y[:, :, 1:2], y[:, :, -2:-1], y[..., 1:2], y[..., -2:-1]
+    """View the lines above, below, left and right, each [F, C, pixels]."""
+    return y[:, :, 0], y[:, :, -1], y[..., 0], y[..., -1]
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

@@ -107,6 +107,12 @@ def _gradients(
     return gradients
 
 
+def combine(weight: Tensor, taps: Tensor) -> Tensor:
+    """Return sums of the taps of weights [F, O, I, 3, 3], taken as rows of [n, 9]: [F, n, O, I]."""
+    columns = weight.flatten(3).flatten(1, 2).mT  # [F, 9, O I]
+    return torch.matmul(taps, columns).unflatten(2, weight.shape[1:3])
+
+
 def _lines(x: Tensor) -> Tensor:
     """View a map [C, H, W] as H images of one line, [H, C, 1, W]."""
     return x.permute(1, 0, 2)[:, :, None]

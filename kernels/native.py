@@ -80,12 +80,12 @@ def join_conv(
         and not (smooth and (pad == "zero" or min(deep.shape[2:]) < 2))
     ):
         # A convolution over a concatenation is the sum of two.
-        shallow = weight.shape[2] - deep.shape[1]
-        deep = enlarged.norm(deep, join_gamma[:, shallow:], join_beta[:, shallow:], smooth)
-        y = enlarged.conv(deep, weight[:, :, shallow:], pad, smooth)
+        parts = weight.shape[2] - deep.shape[1], deep.shape[1]
+        gammas, betas = join_gamma.split(parts, 1), join_beta.split(parts, 1)
+        weights = weight.split(parts, 2)
+        y = enlarged.conv(enlarged.norm(deep, gammas[1], betas[1], smooth), weights[1], pad, smooth)
         if skip is not None:
-            skip = fitwise.norm(skip, join_gamma[:, :shallow], join_beta[:, :shallow])
-            y = y + _conv(skip, weight[:, :, :shallow], 1, pad)
+            y = y + _conv(fitwise.norm(skip, gammas[0], betas[0]), weights[0], 1, pad)
         return _activate(fitwise.norm(y, gamma, beta), act)
     joined = F.interpolate(deep, scale_factor=2, mode=up)
     if skip is not None:

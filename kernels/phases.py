@@ -31,35 +31,34 @@ def phases(p: Tensor, weight: Tensor) -> Tensor:
         weight: [F, O, C, 3, 3], in float32 at least.
     """
     if min(weight.shape[1:3]) >= _WIDE and p.dtype.itemsize >= 4:
-        taps = constant(_NINE, weight.device, weight.dtype)
-        nine = torch.einsum("ak,bl,fockl->faboc", taps, taps, weight)
-        parts = nine[:, 0, :1], nine[:, 0, 1:], nine[:, 1:, 0], nine[:, 1:, 1:].flatten(1, 2)
-        y: Tensor = _Nine.apply(  # type: ignore[no-untyped-call]
-            p, *(part.flatten(1, 2).to(p.dtype) for part in parts)
-        )
+        nine = fitwise.combine(weight, constant(_NINE, weight.device, weight.dtype))
+        y: Tensor = _Nine.apply(p, nine.to(p.dtype))  # type: ignore[no-untyped-call]
         return y
-    taps = constant(_SIXTEEN, weight.device, weight.dtype)
-    folded = torch.einsum("aik,bjl,fockl->fabocij", taps, taps, weight)
-    return fitwise.conv(p, folded.flatten(1, 3).to(p.dtype))
+    sixteen = fitwise.combine(weight, constant(_SIXTEEN, weight.device, weight.dtype))
+    # A tap's channels stay together, as a convolution wants its weights: [F, 4 O, 2, 2, C].
+    folded = sixteen.unflatten(1, (4, 2, 2)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    return fitwise.conv(p, folded.to(p.dtype).permute(0, 1, 4, 2, 3))
 
 
 # Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].
-_SIXTEEN = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+SEEN = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+# The same along both axes: [phase, phase, pixel, pixel] in 16 rows, [tap, tap] in nine columns.
+_SIXTEEN = torch.einsum("aik,bjl->abijkl", SEEN, SEEN).reshape(16, 9)
 
 # What a pixel is multiplied by, and the difference for either phase: [product, tap].
-_NINE = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+_THREE = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+# The same along both axes: rows for pixels, differences along W, along H, and along both.
+_NINE = torch.kron(_THREE, _THREE)[[0, 1, 2, 3, 6, 4, 5, 7, 8]]
+_SPLIT = (1, 2, 2, 4)  # of those rows
 
 
 class _Nine(torch.autograd.Function):
-    """Compute `phases` by nine products.
-
-    Their weights are [F, O, C] of the pixels, [F, 2 O, C] of differences along W by b and along H
-    by a, and [F, 4 O, C] of differences along both.
-    """
+    """Compute `phases` by nine products, whose weights are [F, 9, O, C]."""
 
     @staticmethod
-    def forward(ctx: Any, p: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(p, *weights)
+    def forward(ctx: Any, p: Tensor, nine: Tensor) -> Tensor:
+        ctx.save_for_backward(p, nine)
+        weights = [part.flatten(1, 2) for part in nine.split(_SPLIT, 1)]
         below = _difference(p, 2)
         both = fitwise.multiply(_difference(below, 3), weights[3])
         four = both.unflatten(1, (2, 2, -1))
@@ -77,8 +76,9 @@ class _Nine(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        p, *weights = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        p, nine = ctx.saved_tensors
+        weights = [part.flatten(1, 2) for part in nine.split(_SPLIT, 1)]
         four = dy.unflatten(1, (2, 2, -1))
         gradients = []
 
@@ -95,7 +95,7 @@ class _Nine(torch.autograd.Function):
         d_below = share(along.flatten(1, 2), below, 2)
         _differentiate(d_below, share(dy, _difference(below, 3), 3), 3)
         _differentiate(dp, d_below, 2)
-        return dp, *gradients
+        return dp, torch.cat(gradients, 1).unflatten(1, nine.shape[1:3])
 
 
 def _difference(x: Tensor, axis: int) -> Tensor:

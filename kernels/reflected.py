@@ -1,0 +1,129 @@
+"""What reflecting a map of doubled pixels adds to the outer lines of its 3x3 convolution.
+
+The bilinear path of `flashdip.kernels.enlarged` needs the convolution one pixel beyond the doubled
+map's border. Its phases see the small map x, padded by replication, so that they have x[0] where
+reflection about the doubled map's outermost pixel has x[1]. What that differs by is a convolution
+along each side of the strip x[1] - x[0], doubled, with the outermost taps: two phases, each of two
+neighbours. At the ends of a side the strip is taken as replicated, as it is everywhere; by how much
+reflection along the other side differs there is one product more for each of the four corners.
+
+A strip lies as [pixels, channels], where a pixel and its next are one row: nothing is unfolded.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flashdip.kernels import fitwise
+from flashdip.kernels.phases import SEEN, constant
+
+
+def frame(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad x by replication; beside it, what reflection adds to the outer lines.
+
+    Args:
+        x: The small map, [F, C, H, W]; H and W at least 2.
+        weight: [F, O, C, 3, 3], in float32 at least.
+
+    Returns:
+        [F, C, H + 2, W + 2], and the lines above, below, left and right, [F, 4, 2 L + 2, O], where
+        L is the longer of H and W; a shorter line has zeros at its end.
+    """
+    taps = fitwise.combine(weight, constant(_TAPS, weight.device, weight.dtype))
+    padded, lines = _Frame.apply(x, taps.to(x.dtype))  # type: ignore[no-untyped-call]
+    return padded, lines
+
+
+def _taps() -> Tensor:
+    """Return what each side sees, [side, phase, pixel] in 16 rows, and each corner, [20, 9]."""
+    first, last = torch.eye(3)[[0, 2]]
+    seen = SEEN.flip(0).flatten(0, 1)  # the earlier phase comes first
+    sides = [torch.kron(end[None], seen) for end in (first, last)]
+    sides += [torch.kron(seen, end[None]) for end in (first, last)]
+    corners = [torch.kron(row, column)[None] for row in (first, last) for column in (first, last)]
+    return torch.cat(sides + corners)
+
+
+_TAPS = _taps()
+
+
+class _Frame(torch.autograd.Function):
+    """See `frame`; takes its 20 products of taps, [F, 20, O, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+        fits, channels, height, width = x.shape
+        padded = F.pad(x, (1,) * 4, mode="replicate")
+        strips = x.new_zeros(fits, 4, max(height, width) + 2, channels)
+        sides = zip(_lines(padded, 2), _lines(padded, 1), strict=True)
+        for side, (inner, edge) in enumerate(sides):
+            torch.sub(inner, edge, out=strips[:, side, : inner.shape[1]])
+        ctx.save_for_backward(x, strips, taps)  # of x only the shape is needed; it is kept anyway
+        lines = torch.bmm(_windows(strips), _matrices(taps)).view(fits, 4, -1, taps.shape[2])
+        corners = taps[:, 16:].unflatten(1, (2, 2)) @ _turns(strips, width)[..., None]
+        _ends(lines, width).add_(corners[..., 0])
+        return padded, lines
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_padded: Tensor, d_lines: Tensor) -> tuple[Tensor, Tensor]:
+        x, strips, taps = ctx.saved_tensors
+        channels, _, width = x.shape[1:]
+        rows = d_lines.reshape(4 * len(x), -1, 2 * taps.shape[2])
+        d_matrices = torch.bmm(_windows(strips).mT, rows)
+        d_windows = torch.bmm(rows, _matrices(taps).mT).unflatten(0, (-1, 4))
+        d_strips = torch.zeros_like(strips)
+        d_strips[:, :, :-1] += d_windows[..., :channels]
+        d_strips[:, :, 1:] += d_windows[..., channels:]
+
+        ends = _ends(d_lines, width)  # [F, 2, 2, O]
+        d_corners = ends[..., None] * _turns(strips, width)[..., None, :]
+        d_turns = (ends[..., None, :] @ taps[:, 16:].unflatten(1, (2, 2)))[..., 0, :]
+        for turn, inner, edge in ((0, 2, 1), (1, width - 1, width)):
+            d_strips[:, :2, inner] += d_turns[:, :, turn]
+            d_strips[:, :2, edge] -= d_turns[:, :, turn]
+
+        dx = torch.ops.aten.replication_pad2d_backward(d_padded, x, (1,) * 4)
+        for side, (inner, edge) in enumerate(zip(_lines(dx, 1), _lines(dx, 0), strict=True)):
+            length = inner.shape[1]
+            strip = d_strips[:, side, 1 : length + 1]
+            strip[:, 0] += d_strips[:, side, 0]
+            strip[:, -1] += d_strips[:, side, length + 1]
+            inner += strip
+            edge -= strip
+        d_sides = d_matrices.view(len(x), 4, 2, channels, 2, -1).permute(0, 1, 4, 2, 5, 3)
+        return dx, torch.cat([d_sides.flatten(1, 3), d_corners.flatten(1, 2)], 1)
+
+
+def _lines(x: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """View the lines at a depth from above, below, left and right, each [F, pixels, C]."""
+    end = -1 - depth
+    return x[:, :, depth].mT, x[:, :, end].mT, x[..., depth].mT, x[..., end].mT
+
+
+def _windows(strips: Tensor) -> Tensor:
+    """View each pixel of a strip with its next, [4 F, L + 1, 2 C]."""
+    fits, sides, length, channels = strips.shape
+    shape = (fits * sides, length - 1, 2 * channels)
+    return strips.as_strided(shape, (length * channels, channels, 1))
+
+
+def _matrices(taps: Tensor) -> Tensor:
+    """Return what windows are multiplied by, [4 F, 2 C, 2 O]."""
+    sides = taps[:, :16].unflatten(1, (4, 2, 2)).permute(0, 1, 3, 5, 2, 4)
+    return sides.reshape(4 * len(taps), 2 * taps.shape[3], -1)
+
+
+def _turns(strips: Tensor, width: int) -> Tensor:
+    """Return by how much the strips above and below change at their ends, [F, 2, 2, C]."""
+    lying = strips[:, :2]
+    left, right = lying[:, :, 2] - lying[:, :, 1], lying[:, :, width - 1] - lying[:, :, width]
+    return torch.stack([left, right], 2)
+
+
+def _ends(lines: Tensor, width: int) -> Tensor:
+    """View both ends of the lines above and below, [F, 2, 2, O]."""
+    return lines[:, :2, : 2 * width + 2 : 2 * width + 1]
