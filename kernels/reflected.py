@@ -33,8 +33,8 @@ def frame(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         L is the longer of H and W; a shorter line has zeros at its end.
     """
     taps = fitwise.combine(weight, constant(_TAPS, weight.device, weight.dtype))
-    padded, lines = _Frame.apply(x, taps.to(x.dtype))  # type: ignore[no-untyped-call]
-    return padded, lines
+    framed: tuple[Tensor, Tensor] = _Frame.apply(x, taps.to(x.dtype))  # type: ignore[no-untyped-call]
+    return framed
 
 
 def _taps() -> Tensor:
@@ -55,14 +55,11 @@ class _Frame(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-        fits, channels, height, width = x.shape
         padded = F.pad(x, (1,) * 4, mode="replicate")
-        strips = x.new_zeros(fits, 4, max(height, width) + 2, channels)
-        sides = zip(_lines(padded, 2), _lines(padded, 1), strict=True)
-        for side, (inner, edge) in enumerate(sides):
-            torch.sub(inner, edge, out=strips[:, side, : inner.shape[1]])
-        ctx.save_for_backward(x, strips, taps)  # of x only the shape is needed; it is kept anyway
-        lines = torch.bmm(_windows(strips), _matrices(taps)).view(fits, 4, -1, taps.shape[2])
+        ctx.save_for_backward(padded, taps)  # the former is kept by the convolution as well
+        strips = _strips(padded)
+        lines = torch.bmm(_windows(strips), _matrices(taps)).view(len(x), 4, -1, taps.shape[2])
+        width = x.shape[3]
         corners = taps[:, 16:].unflatten(1, (2, 2)) @ _turns(strips, width)[..., None]
         _ends(lines, width).add_(corners[..., 0])
         return padded, lines
@@ -70,7 +67,8 @@ class _Frame(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_padded: Tensor, d_lines: Tensor) -> tuple[Tensor, Tensor]:
-        x, strips, taps = ctx.saved_tensors
+        padded, taps = ctx.saved_tensors
+        x, strips = padded[:, :, 1:-1, 1:-1], _strips(padded)
         channels, _, width = x.shape[1:]
         rows = d_lines.reshape(4 * len(x), -1, 2 * taps.shape[2])
         d_matrices = torch.bmm(_windows(strips).mT, rows)
@@ -98,6 +96,15 @@ class _Frame(torch.autograd.Function):
         return dx, torch.cat([d_sides.flatten(1, 3), d_corners.flatten(1, 2)], 1)
 
 
+def _strips(padded: Tensor) -> Tensor:
+    """Return how the second lines of a padded map differ from its first, [F, 4, L + 2, C]."""
+    fits, channels, height, width = padded.shape
+    strips = padded.new_zeros(fits, 4, max(height, width), channels)
+    for side, (inner, edge) in enumerate(zip(_lines(padded, 2), _lines(padded, 1), strict=True)):
+        torch.sub(inner, edge, out=strips[:, side, : inner.shape[1]])
+    return strips
+
+
 def _lines(x: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """View the lines at a depth from above, below, left and right, each [F, pixels, C]."""
     end = -1 - depth
@@ -113,7 +120,7 @@ def _windows(strips: Tensor) -> Tensor:
 
 def _matrices(taps: Tensor) -> Tensor:
     """Return what windows are multiplied by, [4 F, 2 C, 2 O]."""
-    sides = taps[:, :16].unflatten(1, (4, 2, 2)).permute(0, 1, 3, 5, 2, 4)
+    sides: Tensor = taps[:, :16].unflatten(1, (4, 2, 2)).permute(0, 1, 3, 5, 2, 4)
     return sides.reshape(4 * len(taps), 2 * taps.shape[3], -1)
 
 

@@ -28,8 +28,13 @@ def pays(x: Tensor, weight: Tensor, stride: int) -> bool:
         and x.dtype == torch.float32
         and max(height, width) > 1
         and math.prod(channels) * pixels >= _MUCH
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        and without_avx512()
     )
+
+
+def without_avx512() -> bool:
+    """Return whether this is a CPU whose vectors are 256 bits wide."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def weight_gradient(dy: Tensor, x: Tensor, taps: Sequence[int], stride: int) -> Tensor:
