@@ -93,16 +93,16 @@ def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     return torch.stack(parts).flatten(2)
 
 
-def conv_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of `conv`'s weights, at stride 1 and without a margin."""
-    parts = zip(dy.split(1), x.split(1), weight, strict=True)
-    return torch.stack([_gradients(*part, (False, True))[1] for part in parts])
+def conv_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, of_map: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of `conv`'s map, if wanted, and of its weights.
 
-
-def conv_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of `conv`'s map, at stride 1 and without a margin."""
+    At stride 1 and without a margin.
+    """
     parts = zip(dy.split(1), x.split(1), weight, strict=True)
-    return _joined([_gradients(*part, (True, False))[0] for part in parts])
+    maps, weights, _ = zip(*(_gradients(*part, (of_map, True)) for part in parts), strict=True)
+    return _joined(list(maps)) if of_map else None, torch.stack(weights)
 
 
 def _gradients(

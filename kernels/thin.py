@@ -41,13 +41,9 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
-        if not ctx.needs_input_grad[0]:
-            dx = None
-        elif dy.shape[2] * dy.shape[3] < _SMALL:
-            dx = fitwise.conv_gradient(dy, x, weight)
-        else:
-            dx = _spread(dy, weight, x)
-        return dx, fitwise.conv_weight_gradient(dy, x, weight)
+        wanted, small = ctx.needs_input_grad[0], dy.shape[2] * dy.shape[3] < _SMALL
+        dx, d_weight = fitwise.conv_gradients(dy, x, weight, wanted and small)
+        return _spread(dy, weight, x) if wanted and not small else dx, d_weight
 
 
 def _spread(dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:

@@ -120,8 +120,9 @@ class EagerStep(HostedStep):
         count = sum(torch.Size(p.shape).numel() for p in self.network.parameters)
         self.parameters, self.gradients = zeros(count), zeros(count)  # [F, P]
         self.moments = zeros(count), zeros(count)
-        # Leaves share memory with the flat parameters.
+        # Leaves, and what their gradients are written to, share memory with the flat vectors.
         self.leaves = [v.requires_grad_() for v in self.network.views(self.parameters.detach())]
+        self.slopes = self.network.views(self.gradients)
         self.trained = {
             "parameters": self.parameters,
             "moment1": self.moments[0],
@@ -168,7 +169,7 @@ class EagerStep(HostedStep):
         # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
         gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
         with torch.no_grad():
-            for target, gradient in zip(self.network.views(self.gradients), gradients, strict=True):
+            for target, gradient in zip(self.slopes, gradients, strict=True):
                 if gradient is not None:
                     target.copy_(gradient)
         return output.detach(), loss.detach()
