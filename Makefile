@@ -35,8 +35,10 @@ types:  # a static view of the package for mypy and editors
 check: dev  # style and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
+# Triton's interpreter computes on one thread, so its tests run side by side.
 test: dev
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/kernels/fused
+	$(BIN)/pytest --numprocesses=auto --dist=worksteal -p no:benchmark tests/kernels/fused
 
 # ONNX Runtime for the web comes by npm, in the version of the lock file; without npm its test is skipped.
 test-browser: dev  # pages and models in a headless Chromium; skipped, with the reason, where there is none
