@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_MUCH = 1 << 24  # input channels times output channels times pixels, from where on it is faster
+_MUCH = 1 << 22  # input channels times output channels times pixels, from where on it is faster
 
 
 def pays(x: Tensor, weight: Tensor, stride: int) -> bool:
