@@ -209,7 +209,8 @@ def test_a_checkpoint_carries_on(run: Run, folder: Path) -> None:
 
 
 def test_init_takes_what_save_dir_wrote(run: Run, folder: Path) -> None:
-    same = ("--preset", "quick", *TINY, "--set", "network.upsample=nearest")
+    network = ("--set", "network.upsample=nearest", "--set", "network.skip=4")
+    same = ("--preset", "quick", *TINY, *network)
     assert run("denoise", "noisy.png", "-o", "a.png", "--save-dir", "first", "-q", *same)[0] == 0
     options = ("-o", "b.png", "--init", "first", "--json", *same)
     code, out, err = run("dejpeg", "noisy.png", *options)
