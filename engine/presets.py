@@ -20,19 +20,21 @@ _LITTLE, _MUCH = 17.5 / 255, 30 / 255  # noise, between which that of the paper'
 
 
 class Measured(NamedTuple):
-    """What a preset gave and cost on one picture of 256x256, in bfloat16.
+    """What a preset gave and cost on one picture of 256x256.
 
     Attributes:
         picture: Of the paper, and its damage.
         before: PSNR of the damaged picture, in dB; of a small one, of its bicubic enlargement.
         after: PSNR of the restored one, as it was written; of a small one's luma.
-        seconds: Its iterations, times the seconds of one on two cores of an AMD EPYC (Zen 5).
+        seconds: Its iterations, times the seconds of one on two cores of `cpu`.
+        cpu: Of AMD EPYC: "Zen 5", in bfloat16, or "Zen 3", which has none, in float32.
     """
 
     picture: str
     before: float
     after: float
     seconds: float
+    cpu: str = "Zen 5"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
 
 
 _MEASURED = {
-    (task, name): Measured(picture, before, after, seconds)
+    (task, name): Measured(picture, before, *found)
     for tasks, picture, before, seen in (
         (
             ("denoise",),
@@ -151,7 +153,7 @@ _MEASURED = {
         ),
     )
     for task in tasks
-    for name, (after, seconds) in seen.items()
+    for name, found in seen.items()
 }
 
 PRESETS: dict[tuple[str, str], Preset] = {
