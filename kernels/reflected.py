@@ -30,7 +30,7 @@ def frame(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         [F, C, H + 2, W + 2], and the lines above, below, left and right, [F, 4, 2 L + 2, O], where
-        L is the longer of H and W; a shorter line has zeros at its end.
+        L is the longer of H and W; what follows the end of a shorter line means nothing.
     """
     taps = fitwise.combine(weight, constant(_TAPS, weight.device, weight.dtype))
     framed: tuple[Tensor, Tensor] = _Frame.apply(x, taps.to(x.dtype))  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ _TAPS = _taps()
 
 
 class _Frame(torch.autograd.Function):
-    """See `frame`; takes its 20 products of taps, [F, 20, O, C]."""
+    """See `frame`; takes what the sides and corners see, [F, 20, O, C]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
