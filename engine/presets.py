@@ -54,9 +54,9 @@ _QUARTER = (32, 64, 128, 128, 128)
 _NARROW = SkipConfig(down=_HALVES)
 _MEDIUM = SkipConfig(down=_QUARTER)
 _OUTSIDE: tuple[Up, ...] = ("bilinear", "nearest")
-# Without a fifth level and a skip at full resolution an iteration takes a fifth less. What is
-# reached moved by +0.03 dB on house (two seeds), -0.01 and -0.08 on crops of F16 and kodim03.
-_BARE = SkipConfig(down=(16, 32, 64, 128), skip=(0, 4), upsample=_OUTSIDE)
+# Without a skip at full resolution an iteration takes an eighth less, and what is reached stays: on
+# four pictures of 192x192 it moved by -0.02 dB (0.17 lost at most, 0.20 gained).
+_BARE = replace(_NARROW, skip=(0, 4), upsample=_OUTSIDE)
 _LIBRARY = SkipConfig(
     inputs=1,
     down=(16, 32, 64, 128, 128, 128),
@@ -109,7 +109,7 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
     narrow, medium = (replace(n, upsample="nearest") for n in (_NARROW, _MEDIUM))
     if task == "denoise":
         early, smooth, wider = (replace(n, scale="uniform") for n in (_BARE, _NARROW, _MEDIUM))
-        quick = _of(_QUICK, f"{eighth}, four levels", network=early, iterations=580)
+        quick = _of(_QUICK, eighth, network=early, iterations=580)
         balanced = _of(_SMOOTH, f"{eighth}, bilinear", network=smooth, iterations=1600)
         best = _of(_SMOOTH, f"{quarter}, {mean(4)}", network=wider, iterations=1500, runs=4)
     elif task == "dejpeg":
