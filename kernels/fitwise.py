@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from flashdip.kernels import shifted
 from flashdip.kernels.opset import EPS
 
-_FEW = 2048  # pixels, below which BLAS multiplies faster than oneDNN
+_FEW = 1024  # pixels, below which BLAS multiplies faster than oneDNN
 
 
 def conv(x: Tensor, weight: Tensor, stride: int = 1, margin: int = 0) -> Tensor:
