@@ -54,9 +54,10 @@ _QUARTER = (32, 64, 128, 128, 128)
 _NARROW = SkipConfig(down=_HALVES)
 _MEDIUM = SkipConfig(down=_QUARTER)
 _OUTSIDE: tuple[Up, ...] = ("bilinear", "nearest")
-# Without a skip at full resolution an iteration takes an eighth less, and what is reached stays: on
-# four pictures of 192x192 it moved by -0.02 dB (0.17 lost at most, 0.20 gained).
-_BARE = replace(_NARROW, skip=(0, 4), upsample=_OUTSIDE)
+# With four levels, no skip at full resolution and wider ones below, an iteration takes a fifth less
+# and fewer are needed. On house at 256x256 31.98 dB are reached (31.85 before; two seeds each); on
+# four pictures of 192x192 0.14 dB less, in a quarter less time.
+_BARE = SkipConfig(down=(16, 32, 64, 128), skip=(0, 8), upsample=_OUTSIDE)
 _LIBRARY = SkipConfig(
     inputs=1,
     down=(16, 32, 64, 128, 128, 128),
@@ -109,7 +110,7 @@ def _own(task: str) -> dict[tuple[str, str], Preset]:
     narrow, medium = (replace(n, upsample="nearest") for n in (_NARROW, _MEDIUM))
     if task == "denoise":
         early, smooth, wider = (replace(n, scale="uniform") for n in (_BARE, _NARROW, _MEDIUM))
-        quick = _of(_QUICK, eighth, network=early, iterations=580)
+        quick = _of(_QUICK, f"{eighth}, four levels", network=early, iterations=580)
         balanced = _of(_SMOOTH, f"{eighth}, bilinear", network=smooth, iterations=1600)
         best = _of(_SMOOTH, f"{quarter}, {mean(4)}", network=wider, iterations=1500, runs=4)
     elif task == "dejpeg":
