@@ -82,7 +82,9 @@ _CLEAN = FitConfig(perturbation=0.03)
 # 0.10 dB on average and 0.34 at most, against the best of the iterations that it may take.
 _BRISK = FitConfig(betas=(0.8, 0.9), stop=("es-wmv",), patience=200)
 _SMOOTH = replace(_BRISK, patience=100)
-_QUICK = replace(_SMOOTH, betas=(0.8, 0.95), stop=("es-wmv", "discrepancy"), discrepancy=0.98)
+_QUICK = replace(
+    _SMOOTH, betas=(0.8, 0.95), stop=("es-wmv", "discrepancy"), discrepancy=0.98, window=150
+)
 _CLEAN_BRISK = FitConfig(betas=(0.8, 0.9), perturbation=0.02, schedule="cosine")
 _CLEAN_LONG = FitConfig(betas=(0.9, 0.99), perturbation=0.03, schedule="cosine")
 
