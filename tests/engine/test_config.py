@@ -92,6 +92,7 @@ def test_presets_adapt_to_the_noise(name: str) -> None:
     little, much = (preset("denoise", name, level / 255) for level in (10, 50))
     assert little == replace(usual, iterations=round(1.6 * usual.iterations))
     assert much.perturbation == pytest.approx(preset("denoise", "published-denoise50").perturbation)
+    assert much.window == (150 if "discrepancy" in usual.stop else usual.window)
     assert much.stop == ("es-wmv",)
     assert replace(much, perturbation=usual.perturbation, stop=usual.stop) == usual
     for task, other in (("denoise", "published-denoise"), ("dejpeg", name), ("inpaint", name)):
