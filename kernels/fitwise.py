@@ -84,7 +84,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of `product`'s weights, [F, O, I]."""
-    if x.shape[2] * x.shape[3] < _FEW or shifted.without_avx512():
+    if x.shape[2] * x.shape[3] < _FEW or shifted.avx2_at_best():
         return torch.bmm(_rows(dy).mT, _rows(x))
     parts = []
     for of, own in zip(dy, x, strict=True):

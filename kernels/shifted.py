@@ -28,11 +28,11 @@ def pays(x: Tensor, weight: Tensor, stride: int) -> bool:
         and x.dtype == torch.float32
         and max(height, width) > 1
         and math.prod(channels) * pixels >= _MUCH
-        and without_avx512()
+        and avx2_at_best()
     )
 
 
-def without_avx512() -> bool:
+def avx2_at_best() -> bool:
     """Return whether this is a CPU whose vectors are 256 bits wide."""
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
