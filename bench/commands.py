@@ -205,7 +205,8 @@ def cpu(
     """
 
     def measure(place: Any, ceilings: Any, meter: Any) -> tuple[Any, Any]:
-        listed, left_out = yardstick.groups(sides, modes, rounds, at, recorded, narrow)
+        limit = yardstick.patience(seconds)
+        listed, left_out = yardstick.groups(sides, modes, rounds, at, recorded, narrow, limit)
         found = yardstick.run(listed, rounds=rounds, seconds=seconds, ceilings=ceilings, tell=_tell)
         return found | {"left_out": left_out | found["left_out"]}, None
 

@@ -35,7 +35,8 @@ JUDGED = 256  # pixels a side at most of the picture that shows whether a step i
 BLOCK = 0.5  # seconds of a sample
 SETUP = 180.0  # seconds until a variant has made its first step
 COMPILED = "compiled"  # begins the name of a row
-COMPILATION = 150.0  # the same, where it is compiled
+COMPILATION = 150.0  # the same, where it is compiled, if there is time:
+COMPILATION_SHARE = 1 / 6  # of all seconds at most, each time
 SHARE_OF_COMPILATION = 5.0  # of the time, in rows of 256x256
 
 
@@ -57,13 +58,19 @@ class Group:
 
 
 def convolves_bf16() -> bool:
-    """Return whether oneDNN convolves bfloat16 on this CPU.
+    """Return whether this CPU has instructions for bfloat16, and oneDNN convolves with them.
 
-    Elsewhere PyTorch unfolds maps and multiplies without vectors: on a Zen 3 an iteration took
-    20 times as long as in float32 (measured).
+    With AVX-512 alone oneDNN emulates them: on a Skylake a matrix product took four times as long
+    as in float32. Without, PyTorch unfolds maps and multiplies without vectors: on a Zen 3 an
+    iteration took 20 times as long (measured).
     """
     onednn = torch.backends.mkldnn.is_available()
-    return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not (onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return capabilities.get("architecture") != "x86_64" or any(
+        capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")
+    )
 
 
 def compiled_row(narrow: bool) -> str:
@@ -71,7 +78,14 @@ def compiled_row(narrow: bool) -> str:
     return f"{COMPILED} {'bf16' if narrow else 'fp32'}, pages kept"
 
 
-def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -> Group:
+def patience(seconds: float) -> float:
+    """Return the seconds that compiling may take where everything may take so many."""
+    return min(COMPILATION, COMPILATION_SHARE * seconds)
+
+
+def loops(
+    size: int, upsample: str, rounds: int, compiled: bool, narrow: bool, limit: float = COMPILATION
+) -> Group:
     """Return the rows of one network at one size.
 
     Args:
@@ -80,6 +94,7 @@ def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -
         rounds: Samples of each row that are asked for.
         compiled: Whether there is a row that torch compiles.
         narrow: Whether there are rows in bfloat16.
+        limit: Seconds until what is compiled has made its first step.
     """
     of = f"{upsample} {size}"
     small = min(size, JUDGED)
@@ -112,7 +127,7 @@ def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -
         *([(compiled_row(narrow), True, True)] if compiled else []),
     ):
         plain = (size, whole, "cpu", upsample, kept, best)
-        check = partial(plain_right, small, upsample, whole, best)
+        check = partial(plain_right, small, upsample, whole, best, limit)
         listed.append(bench(name, baselines.plain, plain, best, kept, check))
     rows = len(listed) * (1 + (size / 256) ** 2) / 2
     return Group(of, tuple(listed), rows + SHARE_OF_COMPILATION * compiled)
@@ -157,11 +172,13 @@ def right(size: int, precision: str, name: str, settings: Settings) -> dict[str,
 
 
 @functools.cache
-def plain_right(size: int, upsample: str, compiled: bool, precision: str) -> dict[str, Any]:
-    """Judge what PyTorch does with the network; compilation may take as long as it may there."""
+def plain_right(
+    size: int, upsample: str, compiled: bool, precision: str, limit: float
+) -> dict[str, Any]:
+    """Judge what PyTorch does with the network; compilation may take `limit` seconds."""
     if not compiled:
         return judged_plain(size, upsample, precision)
-    with worker(_compiled, size, upsample, precision, limit=COMPILATION) as running:
+    with worker(_compiled, size, upsample, precision, limit=limit) as running:
         running.seconds(steps=1, warmup=0)
         return running.facts()
 
@@ -182,6 +199,7 @@ def groups(
     compiled: Sequence[int],
     fits: Mapping[str, Any] | None,
     narrow: bool,
+    limit: float = COMPILATION,
 ) -> tuple[list[Group], dict[str, str]]:
     """Return all rows, and what is left out with the reason.
 
@@ -192,11 +210,12 @@ def groups(
         compiled: Sizes at which torch.compile is measured.
         fits: What was recorded; see `quality.read`. None: nothing.
         narrow: Whether bfloat16 is measured.
+        limit: Seconds until what is compiled has made its first step.
     """
     found, left_out = [], {}
     for size in sizes:
         for upsample in upsamplings:
-            found.append(loops(size, upsample, rounds, size in compiled, narrow))
+            found.append(loops(size, upsample, rounds, size in compiled, narrow, limit))
             if size not in compiled:
                 name = f"{upsample} {size}: {compiled_row(narrow)}"
                 left_out[name] = "compiled at no such size: see --compiled"
@@ -243,7 +262,7 @@ def run(
     for index, (group, own) in enumerate(zip(listed, judged_groups, strict=True)):
         rest = sum(each.weight for each in listed[index:])
         share = (deadline - time.monotonic()) * group.weight / rest
-        limits = {b.name: COMPILATION for b in group.benches if f": {COMPILED} " in b.name}
+        limits = {b.name: patience(seconds) for b in group.benches if f": {COMPILED} " in b.name}
         plan = Plan(share, rounds, block=BLOCK, setup=SETUP, limits=limits)
         base = group.benches[0].name
         rows = results(own, plan, work=step_work, ceilings=ceilings, baseline=base, tell=tell)

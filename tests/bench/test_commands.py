@@ -216,7 +216,7 @@ def test_a_score_keeps_to_its_time(
 def test_the_yardstick_of_cpus(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Rows of each size and way to enlarge; what is asked wrongly is told before anything runs."""
 
-    def loops(size: int, upsample: str, rounds: int, compiled: bool, narrow: bool) -> Group:
+    def loops(size: int, upsample: str, rounds: int, *rest: Any) -> Group:
         of = f"{upsample} {size}"
         rows = {"published": 0.02, "published, pages kept": 0.015, "native (fp32)": 0.01}
         benches = [bench(f"{of}: {name}", each, size=size) for name, each in rows.items()]

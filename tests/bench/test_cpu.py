@@ -105,6 +105,26 @@ def test_rows_of_a_network(narrow: bool, ours: list[str], best: str) -> None:
     assert all(bench.parameters["upsample"] == "nearest" for bench in whole.benches)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_vl": True}, False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": True}, True),
+        ({"architecture": "aarch64"}, True),
+    ],
+)
+def test_bfloat16_that_is_emulated_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, Any], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert cpu.convolves_bf16() is expected
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not cpu.convolves_bf16()
+
+
 def test_pytorch_in_float32_is_judged_and_runs() -> None:
     """As on a CPU without bfloat16."""
     whole = loops(64, "bilinear", 7, compiled=False, narrow=False)
@@ -224,9 +244,13 @@ def test_the_compiled_row_has_limits_of_its_own(
 
     monkeypatch.setattr(cpu, "worker", cut)
     cpu.plain_right.cache_clear()
-    (*_, compiled) = loops(64, "bilinear", 3, compiled=True, narrow=True).benches
+    assert cpu.patience(3600.0) == cpu.COMPILATION
+    limit = cpu.patience(60.0)
+    assert limit == pytest.approx(10.0)
+    group = loops(64, "bilinear", 3, compiled=True, narrow=True, limit=limit)
+    (*_, compiled) = group.benches
     judged = judge([compiled])
-    assert limits == [cpu.COMPILATION]
+    assert limits == [limit]
     assert judged.left_out[compiled.name].startswith("TimeoutError: measure: the worker")
 
     seen: dict[str, float] = {}
@@ -237,13 +261,8 @@ def test_the_compiled_row_has_limits_of_its_own(
 
     monkeypatch.setattr(cpu, "results", plans)
     monkeypatch.setattr(cpu, "judge", lambda benches, tell: suite.Judged({}, {}, {}))
-    run(
-        [loops(64, "bilinear", 3, compiled=True, narrow=True)],
-        rounds=3,
-        seconds=60.0,
-        ceilings=LIMITS,
-    )
-    assert seen == {compiled.name: cpu.COMPILATION}
+    run([group], rounds=3, seconds=60.0, ceilings=LIMITS)
+    assert seen == {compiled.name: limit}
 
 
 def test_judging_what_is_compiled_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
