@@ -11,6 +11,7 @@ Maps are [F, C, H, W] in channels-last memory. Backward passes are written out w
 pass over the maps more often than has to be.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from flashdip.kernels import fitwise, reflected
 from flashdip.kernels.opset import EPS, Pad
-from flashdip.kernels.phases import constant, phases
+from flashdip.kernels.phases import constant, phases, taps
 
 
 def conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
@@ -32,11 +33,20 @@ def conv(x: Tensor, weight: Tensor, pad: Pad, smooth: bool) -> Tensor:
         pad: Of the enlarged map; reflection if `smooth`.
         smooth: Whether enlargement is bilinear; else pixels are doubled.
     """
-    if smooth:
-        padded, lines = reflected.frame(x, weight)
-        return _blur(_interleave(phases(padded, weight), lines))
+    rows = taps(weight, x.dtype)
+    if smooth:  # of all taps in one go: the weights are taken apart and put together once
+        sums = fitwise.combine(weight, _with_border(rows, weight.device, weight.dtype))
+        inner, border = sums.split((len(rows), len(reflected.TAPS)), 1)
+        padded, lines = reflected.frame(x, border)
+        return _blur(_interleave(phases(padded, inner), lines))
     padded = F.pad(x, (1,) * 4, mode="replicate" if pad == "reflection" else "constant")
-    return _interleave(phases(padded, weight))
+    sums = fitwise.combine(weight, constant(rows, weight.device, weight.dtype))
+    return _interleave(phases(padded, sums))
+
+
+@functools.cache
+def _with_border(rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.cat([rows, reflected.TAPS]).to(device, dtype)
 
 
 class _Interleave(torch.autograd.Function):

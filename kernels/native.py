@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam as adam_step
 
 from flashdip.kernels import enlarged, fitwise, reference, thin
 from flashdip.kernels.opset import SLOPE, Activation, Down, Pad, Up
@@ -85,7 +86,7 @@ def join_conv(
         weights = weight.split(parts, 2)
         y = enlarged.conv(enlarged.norm(deep, gammas[1], betas[1], smooth), weights[1], pad, smooth)
         if skip is not None:
-            y = y + _conv(fitwise.norm(skip, gammas[0], betas[0]), weights[0], 1, pad)
+            y += _conv(fitwise.norm(skip, gammas[0], betas[0]), weights[0], 1, pad)
         return _activate(fitwise.norm(y, gamma, beta), act)
     joined = F.interpolate(deep, scale_factor=2, mode=up)
     if skip is not None:
@@ -117,10 +118,22 @@ def adam(
     eps: float,
 ) -> None:
     """Update parameters and moments in place; see `OpSet.adam`."""
-    moment1.lerp_(gradients, 1 - betas[0])
-    moment2.mul_(betas[1]).addcmul_(gradients, gradients, value=1 - betas[1])
-    root = torch.sqrt(moment2).mul_((1 - betas[1] ** step) ** -0.5).add_(eps)
-    parameters.addcdiv_(moment1, root, value=-rate / (1 - betas[0] ** step))
+    adam_step(
+        [parameters],
+        [gradients],
+        [moment1],
+        [moment2],
+        [],
+        [torch.tensor(float(step - 1))],
+        fused=True,  # one pass over all five instead of seven
+        amsgrad=False,
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=rate,
+        weight_decay=0.0,
+        eps=eps,
+        maximize=False,
+    )
 
 
 def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:

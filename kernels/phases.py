@@ -20,7 +20,15 @@ from flashdip.kernels import fitwise
 _WIDE = 64  # channels from which on the passes cost less than the products that they save
 
 
-def phases(p: Tensor, weight: Tensor) -> Tensor:
+def taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return which sums of taps `phases` takes of weights [F, O, C, 3, 3], for a map's type.
+
+    Rows for `fitwise.combine`, nine or 16.
+    """
+    return NINE if min(weight.shape[1:3]) >= _WIDE and dtype.itemsize >= 4 else SIXTEEN
+
+
+def phases(p: Tensor, sums: Tensor) -> Tensor:
     """Return the four phases of conv3x3 of p's doubled pixels, [F, 4 O, H - 1, W - 1].
 
     Phase 2 a + b has what lies between pixels: along H the later (a = 0) or the earlier pixel
@@ -28,27 +36,25 @@ def phases(p: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         p: [F, C, H, W], in channels-last memory.
-        weight: [F, O, C, 3, 3], in float32 at least.
+        sums: Of the weights' taps, nine or 16 as `taps` has it, [F, n, O, C].
     """
-    if min(weight.shape[1:3]) >= _WIDE and p.dtype.itemsize >= 4:
-        nine = fitwise.combine(weight, constant(_NINE, weight.device, weight.dtype))
-        y: Tensor = _Nine.apply(p, nine.to(p.dtype))  # type: ignore[no-untyped-call]
+    if sums.shape[1] == len(NINE):
+        y: Tensor = _Nine.apply(p, sums.to(p.dtype))  # type: ignore[no-untyped-call]
         return y
-    sixteen = fitwise.combine(weight, constant(_SIXTEEN, weight.device, weight.dtype))
     # A tap's channels stay together, as a convolution wants its weights: [F, 4 O, 2, 2, C].
-    folded = sixteen.unflatten(1, (4, 2, 2)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    folded = sums.unflatten(1, (4, 2, 2)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
     return fitwise.conv(p, folded.to(p.dtype).permute(0, 1, 4, 2, 3))
 
 
 # Which of three taps fall on either of the two pixels that a phase sees: [phase, pixel, tap].
 SEEN = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
 # The same along both axes: [phase, phase, pixel, pixel] in 16 rows, [tap, tap] in nine columns.
-_SIXTEEN = torch.einsum("aik,bjl->abijkl", SEEN, SEEN).reshape(16, 9)
+SIXTEEN = torch.einsum("aik,bjl->abijkl", SEEN, SEEN).reshape(16, 9)
 
 # What a pixel is multiplied by, and the difference for either phase: [product, tap].
 _THREE = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 # The same along both axes: rows for pixels, differences along W, along H, and along both.
-_NINE = torch.kron(_THREE, _THREE)[[0, 1, 2, 3, 6, 4, 5, 7, 8]]
+NINE = torch.kron(_THREE, _THREE)[[0, 1, 2, 3, 6, 4, 5, 7, 8]]
 _SPLIT = (1, 2, 2, 4)  # of those rows
 
 

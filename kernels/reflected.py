@@ -17,28 +17,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flashdip.kernels import fitwise
-from flashdip.kernels.phases import SEEN, constant
+from flashdip.kernels.phases import SEEN
 
 
-def frame(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def frame(x: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Pad x by replication; beside it, what reflection adds to the outer lines.
 
     Args:
         x: The small map, [F, C, H, W]; H and W at least 2.
-        weight: [F, O, C, 3, 3], in float32 at least.
+        sums: Of the weights' taps, as `TAPS` has it, [F, 20, O, C].
 
     Returns:
         [F, C, H + 2, W + 2], and the lines above, below, left and right, [F, 4, 2 L + 2, O], where
         L is the longer of H and W; what follows the end of a shorter line means nothing.
     """
-    taps = fitwise.combine(weight, constant(_TAPS, weight.device, weight.dtype))
-    framed: tuple[Tensor, Tensor] = _Frame.apply(x, taps.to(x.dtype))  # type: ignore[no-untyped-call]
+    framed: tuple[Tensor, Tensor] = _Frame.apply(x, sums.to(x.dtype))  # type: ignore[no-untyped-call]
     return framed
 
 
 def _taps() -> Tensor:
-    """Return what each side sees, [side, phase, pixel] in 16 rows, and each corner, [20, 9]."""
+    """Return what each side sees, [side, phase, pixel] in 16 rows, and each corner, [20, 9].
+
+    As rows for `fitwise.combine`.
+    """
     first, last = torch.eye(3)[[0, 2]]
     seen = SEEN.flip(0).flatten(0, 1)  # the earlier phase comes first
     sides = [torch.kron(end[None], seen) for end in (first, last)]
@@ -47,7 +48,7 @@ def _taps() -> Tensor:
     return torch.cat(sides + corners)
 
 
-_TAPS = _taps()
+TAPS = _taps()
 
 
 class _Frame(torch.autograd.Function):

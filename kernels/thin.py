@@ -1,6 +1,7 @@
 """A convolution of a map of few channels, whose gradient is a matrix product and a sum of shifts.
 
-oneDNN computes that gradient in blocks of 16 channels at least, which pays for small maps alone.
+oneDNN computes that gradient in blocks of 16 channels at least. That pays for small maps; and, as a
+forward convolution in float32, where the result has not many more channels than the map.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from flashdip.kernels import fitwise
 
 _SMALL = 4096  # pixels, below which one call is faster than many
+_LIKE = 8  # times the map's channels that the result may have for a convolution to be the faster
 
 
 def conv(x: Tensor, weight: Tensor) -> Tensor:
@@ -48,8 +50,11 @@ class _Conv(torch.autograd.Function):
 
 def _spread(dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of x: what each pixel of dy gives to those that it was made from."""
+    narrow, outputs, inputs = dy.dtype.itemsize < 4, *weight.shape[1:3]
+    if not narrow and outputs <= _LIKE * inputs:
+        mirrored = weight.flip(3, 4).transpose(1, 2)
+        return fitwise.conv(dy, mirrored, 1, weight.shape[3] - 1).contiguous()
     taps = weight.flatten(2).mT  # [F, I k l, O]
-    narrow = dy.dtype.itemsize < 4
     if narrow:
         given = torch.stack([t @ of.flatten(1) for t, of in zip(taps, dy, strict=True)])
         given = given.view(len(dy), *weight.shape[2:], *dy.shape[2:])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdip.kernels import enlarged, reflected
+from flashdip.kernels import enlarged, fitwise, reflected
 from tests.numerics import assert_as_exact, differentiated
 
 
@@ -80,7 +80,7 @@ def test_it_is_as_exact(dtype: torch.dtype, channels: int, smooth: bool) -> None
 def test_lines_are_what_reflection_adds(height: int, width: int) -> None:
     """To the convolution of the replicated map: within the outermost lines, and nowhere else."""
     x, weight, _ = tensors(1, 3, height, width)
-    padded, lines = reflected.frame(x, weight)
+    padded, lines = reflected.frame(x, fitwise.combine(weight, reflected.TAPS.double()))
     doubled, replicated = (t.repeat_interleave(2, 2).repeat_interleave(2, 3) for t in (x, padded))
     reflecting = F.pad(doubled, (2,) * 4, mode="reflect")
     added = F.conv2d(reflecting, weight[0]) - F.conv2d(replicated, weight[0])

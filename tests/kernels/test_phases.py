@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdip.kernels.phases import phases
+from flashdip.kernels import fitwise
+from flashdip.kernels.phases import phases, taps
 
 FEW, MANY = 5, 64  # channels: sixteen products, nine
 SHAPE = (31, 35)
@@ -27,7 +28,8 @@ def tensors(fits: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
 def computed(p: Tensor, weight: Tensor, dy: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Phases and both gradients, computed in a precision."""
     leaves = [t.to(dtype).requires_grad_() for t in (p, weight)]
-    y = phases(leaves[0].contiguous(memory_format=torch.channels_last), leaves[1])
+    sums = fitwise.combine(leaves[1], taps(leaves[1], dtype).to(leaves[1].dtype))
+    y = phases(leaves[0].contiguous(memory_format=torch.channels_last), sums)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(dtype))]
 
 
