@@ -54,7 +54,11 @@ class Marked:
 
 
 def mark(step: EagerStep, device: torch.device) -> None:
-    """Name the layers of a step, its operator and its statistics."""
+    """Name the layers of a step, its operator and its statistics.
+
+    From then on its operations are made one by one: a recording knows of no layers.
+    """
+    step.records = False
     names = {
         id(leaf): parameter.name.removesuffix(".weight")
         for leaf, parameter in zip(step.leaves, step.network.parameters, strict=True)

@@ -16,6 +16,12 @@ def on_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
 
 
+def give_back() -> None:
+    """Return the pages of freed memory to the system, those between used ones too, on glibc."""
+    if on_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def kept_pages() -> Iterator[None]:
     """Keep freed memory in the process while the block runs; give it back at the end.
@@ -36,4 +42,4 @@ def kept_pages() -> Iterator[None]:
     finally:
         for name, value in _DEFAULTS.items():
             libc.mallopt(name, value)
-        libc.malloc_trim(0)
+        give_back()

@@ -118,14 +118,18 @@ def adam(
     eps: float,
 ) -> None:
     """Update parameters and moments in place; see `OpSet.adam`."""
+    if not parameters.is_cpu:
+        own = parameters, gradients, moment1, moment2
+        adam_in_passes(*own, step=step, rate=rate, betas=betas, eps=eps)
+        return
     adam_step(
         [parameters],
         [gradients],
         [moment1],
         [moment2],
         [],
-        [torch.tensor(float(step - 1))],
-        fused=True,  # one pass over all five instead of seven
+        [torch.tensor(float(step - 1))],  # elsewhere it would have to be copied to the device
+        fused=True,
         amsgrad=False,
         beta1=betas[0],
         beta2=betas[1],
@@ -134,6 +138,24 @@ def adam(
         eps=eps,
         maximize=False,
     )
+
+
+def adam_in_passes(
+    parameters: Tensor,
+    gradients: Tensor,
+    moment1: Tensor,
+    moment2: Tensor,
+    *,
+    step: int,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Do what `adam` does, in seven passes instead of one, without a tensor for the step."""
+    moment1.lerp_(gradients, 1 - betas[0])
+    moment2.mul_(betas[1]).addcmul_(gradients, gradients, value=1 - betas[1])
+    root = torch.sqrt(moment2).mul_((1 - betas[1] ** step) ** -0.5).add_(eps)
+    parameters.addcdiv_(moment1, root, value=-rate / (1 - betas[0] ** step))
 
 
 def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:

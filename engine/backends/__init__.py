@@ -14,7 +14,7 @@ from flashdip.engine.config import FitConfig
 from flashdip.engine.errors import ConfigError, UnavailableError
 
 REFERENCE = EagerBackend("reference", ("fp32", "fp64"))
-NATIVE = GraphedBackend("native", ("bf16", "fp32"))
+NATIVE = GraphedBackend("native", ("bf16", "fp32"), records=True)
 TRITON = TritonBackend()
 ONNX = OnnxBackend()
 

@@ -3,6 +3,7 @@
 import functools
 import importlib
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from flashdip.engine.backends.base import DTYPES
 from flashdip.engine.backends.hosted import HostedSlot, HostedStep
 from flashdip.engine.backends.observe import Observer
 from flashdip.engine.backends.probe import Kept, kept, state
+from flashdip.engine.backends.recorded import Recorder, Recording, unrecorded
 from flashdip.engine.backends.slots import kept as kept_states
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
-from flashdip.kernels.memory import on_glibc
+from flashdip.kernels.memory import give_back, on_glibc
 from flashdip.kernels.opset import OpSet
 
 
@@ -26,10 +28,12 @@ class EagerBackend:
     Args:
         name: Of the backend, and of its op set in `flashdip.kernels`.
         precisions: What activations can be stored in.
+        records: Whether a longer fit's operations are recorded where it runs on a CPU, and repeated
+            without autograd; see `flashdip.engine.backends.recorded`.
     """
 
-    def __init__(self, name: str, precisions: tuple[str, ...]) -> None:
-        self.name = name
+    def __init__(self, name: str, precisions: tuple[str, ...], records: bool = False) -> None:
+        self.name, self.records = name, records
         self.devices: tuple[str, ...] = ("cpu", "cuda", "xpu", "mps")
         self.precisions = precisions
 
@@ -83,7 +87,9 @@ class EagerBackend:
         truth: Tensor | None,
     ) -> "EagerStep":
         """Build the step; nothing is compiled."""
-        return EagerStep(self.ops(), problem, config, device, DTYPES[precision], truth)
+        step = EagerStep(self.ops(), problem, config, device, DTYPES[precision], truth)
+        step.records = self.records and device.type == "cpu" and _worth_recording(step)
+        return step
 
     def ops(self) -> OpSet[Tensor]:
         """Return the op set."""
@@ -92,7 +98,12 @@ class EagerBackend:
 
 
 class EagerStep(HostedStep):
-    """One iteration: perturb, draw, compare, differentiate, update, average. See `Step`."""
+    """One iteration: perturb, draw, compare, differentiate, update, average. See `Step`.
+
+    Attributes:
+        records: Whether the second iteration is recorded, and repeated from then on.
+        recording: Of that one.
+    """
 
     def __init__(
         self,
@@ -104,6 +115,8 @@ class EagerStep(HostedStep):
         truth: Tensor | None,
     ) -> None:
         self.ops, self.config, self.dtype = ops, config, dtype
+        self.records, self._eager = False, 0  # iterations that were made eagerly
+        self.recording: Recording | None = None
         self.network = Skip(config.network)
         self.size = problem.shape[1:]
 
@@ -162,23 +175,75 @@ class EagerStep(HostedStep):
 
     def differentiate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Write the gradients; return output, [F, C, H, W], and loss, [F], of a perturbed input."""
-        output = self.network.forward(self.ops, self.leaves, x)
-        output = output[..., : self.size[0], : self.size[1]]
+        if self.recording is not None and self.records:
+            (whole,) = self.recording.repeat(0, x)
+            output, loss, slope = self._compare(whole)
+            self.recording.repeat(1, slope)
+            return output, loss
+        self._eager += 1
+        # The first iteration lets libraries choose their kernels.
+        recorder = Recorder() if self.records and self._eager > 1 else None
+        part = recorder.part if recorder else unrecorded
+        with part(x) as kept:
+            whole = self.network.forward(self.ops, self.leaves, x)
+            kept.append(whole)
+        output, loss, slope = self._compare(whole)
+        with part(slope):
+            # A bias that a norm follows may have no gradient.
+            pulled = _Pulled.apply(whole, slope)  # type: ignore[no-untyped-call]
+            gradients = torch.autograd.grad(pulled, self.leaves, allow_unused=True)
+            with torch.no_grad():
+                for target, gradient in zip(self.slopes, gradients, strict=True):
+                    if gradient is not None:
+                        target.copy_(gradient)
+        if recorder:
+            del whole, pulled, gradients, kept
+            give_back()  # where the maps lay that are to lie in the recording's own memory
+            self.recording = Recording(recorder)
+        return output, loss
+
+    def _compare(self, whole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return output, cut to the image's size, loss, and the gradient of what was drawn."""
+        whole = whole.detach().requires_grad_()
+        output = whole[..., : self.size[0], : self.size[1]]
         residual = self.watch.operator(output) - self.watch.observation
         loss = residual.square().reshape(len(self.slots), -1).mean(1)
-        # The sum keeps the fits apart; a bias that a norm follows may have no gradient.
-        gradients = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
-        with torch.no_grad():
-            for target, gradient in zip(self.slopes, gradients, strict=True):
-                if gradient is not None:
-                    target.copy_(gradient)
-        return output.detach(), loss.detach()
+        (slope,) = torch.autograd.grad(loss.sum(), whole)  # the sum keeps the fits apart
+        return output.detach(), loss.detach(), slope
 
 
 class EagerSlot(HostedSlot):
     """One fit of an `EagerStep`."""
 
     step: EagerStep
+
+
+class _Pulled(torch.autograd.Function):
+    """A number whose gradient with respect to x is `slope`.
+
+    To give that to `torch.autograd.grad` is the same, and loads SymPy: a second, and 30 MB.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
+_LONG = 100  # iterations, from which on recording, which takes as long as a few, pays
+_LARGE = 1 << 24  # bytes of a map, from which on operations take far longer than to call them
+
+
+def _worth_recording(step: EagerStep) -> bool:
+    """Return whether a fit is long enough, and of operations that are short enough."""
+    height, width = step.z.shape[2:]
+    channels = max(step.config.network.down[0], (step.config.network.up or (0,))[0])
+    pixels = channels * height * width * len(step.slots)
+    return step.config.iterations >= _LONG and pixels * step.dtype.itemsize < _LARGE
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

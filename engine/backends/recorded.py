@@ -1,0 +1,376 @@
+"""Tensor operations that are recorded once and repeated without autograd: a CPU's CUDA graph.
+
+An iteration of a fit is the same thousand operations each time. To find out anew which they are, to
+take the same views and to build the same graph of gradients takes a quarter of the time of a narrow
+network. So one iteration is watched below autograd (`TorchDispatchMode`), where its forward and its
+backward pass are one list of operations, and then repeated from that list:
+
+- views are not taken again, but once;
+- results are written to an arena, at the lowest place that is free from their first to their last
+  use, the largest first (greedy by size: Pisarchyk and Lee, "Efficient memory management for deep
+  neural net inference", 2020);
+- what cannot write to given memory, convolutions foremost, allocates as before.
+
+The same kernels see the same values in the same layout, so that the bits are the same.
+"""
+
+import contextlib
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_ALIGNMENT = 64  # bytes, as torch's own allocations have it
+_LARGE = 1 << 20  # bytes, from which on memory comes from the heap: two pools waste more than one
+_aten = torch.ops.aten
+
+
+@dataclass(eq=False)
+class Storage:
+    """Memory that recorded tensors share.
+
+    Attributes:
+        size: In bytes.
+        first: The operation that made it, by its place in the list; -1: it is given.
+        last: The last one that uses it.
+        planned: Whether it lies in the arena; else what makes it allocates it.
+        offset: In the arena, in bytes.
+        memory: Of what comes from elsewhere, and is the same each time.
+    """
+
+    size: int
+    first: int
+    last: int
+    planned: bool = True
+    offset: int = 0
+    memory: torch.UntypedStorage | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether its memory is another each time."""
+        return not self.planned and self.memory is None
+
+
+class Place(NamedTuple):
+    """Where a recorded tensor lies: what `Tensor.as_strided` takes, in a storage."""
+
+    storage: Storage
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class Operation(NamedTuple):
+    """A recorded call, with a `Place` for each tensor."""
+
+    function: Any
+    arguments: list[Any]
+    options: dict[str, Any]
+    results: list[Place | None]  # that it made
+
+
+@dataclass
+class Part:
+    """Operations that are repeated together.
+
+    Attributes:
+        given: What they are given anew each time.
+        end: Of its operations in the list.
+        kept: What they give back.
+    """
+
+    given: list[Storage]
+    end: int = 0
+    kept: list[Place] = field(default_factory=list)
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operations on CPU tensors that are made within its parts, as they are made.
+
+    What a part has not made and was not given, such as parameters, is taken to be the same tensors
+    each time, and scalars to be the same numbers: they may not depend on the iteration.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[Operation] = []
+        self.parts: list[Part] = []
+        self.storages: list[Storage] = []
+        self._known: dict[int, Storage] = {}
+        self._guards: list[StorageWeakRef] = []  # while they live no address is used twice
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled; to say so would load the compiler
+
+    @contextlib.contextmanager
+    def part(self, *given: Tensor) -> Iterator[list[Tensor]]:
+        """Record a part; append to the list that is yielded what it is to give back.
+
+        Args:
+            *given: Tensors that are others each time, of the same layout.
+        """
+        part = Part([self._storage(tensor, -1) for tensor in given])
+        kept: list[Tensor] = []
+        with self:
+            yield kept
+        part.end = len(self.operations)
+        for tensor in kept:
+            part.kept.append(self._place(tensor, part.end))
+        self.parts.append(part)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation, and record it unless it only takes views."""
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        made = list(result) if isinstance(result, list | tuple) else [result]
+        seen: set[int] = set()
+        at = len(self.operations)
+        arguments = [self._described(each, at, seen) for each in args]
+        options = {name: self._described(each, at, seen) for name, each in kwargs.items()}
+        fresh = [
+            each
+            for each in made
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in seen
+        ]
+        if fresh:
+            for each in fresh:
+                self.storages.append(self._storage(each, at))
+        elif not function._schema.is_mutable:
+            return result
+        results = [self._place(e, at) if isinstance(e, Tensor) else None for e in made]
+        self.operations.append(Operation(function, arguments, options, results if fresh else []))
+        return result
+
+    def _storage(self, tensor: Tensor, at: int) -> Storage:
+        """Get to know the storage of a tensor that an operation made, or that is given."""
+        storage = tensor.untyped_storage()
+        known = Storage(storage.nbytes(), at, at, planned=at >= 0)
+        self._known[storage._cdata] = known
+        self._guards.append(StorageWeakRef(storage))
+        return known
+
+    def _place(self, tensor: Tensor, at: int) -> Place:
+        """Return where a tensor lies that an operation uses."""
+        memory = tensor.untyped_storage()
+        storage = self._known.get(memory._cdata)
+        if storage is None:  # not the tensor: it may be a view that was just taken
+            storage = Storage(memory.nbytes(), -1, at, planned=False, memory=memory)
+            self._known[memory._cdata] = storage
+        storage.last = max(storage.last, at)
+        offset = int(tensor.storage_offset())
+        return Place(storage, tensor.dtype, tuple(tensor.shape), tensor.stride(), offset)
+
+    def _described(self, value: Any, at: int, seen: set[int]) -> Any:
+        """Return an argument with places for tensors; add their storages' addresses to `seen`."""
+        if isinstance(value, Tensor):
+            seen.add(value.untyped_storage()._cdata)
+            return self._place(value, at)
+        if isinstance(value, list | tuple):
+            return [self._described(each, at, seen) for each in value]
+        return value
+
+
+class _Call(NamedTuple):
+    """An operation that is ready to be repeated.
+
+    Attributes:
+        function, arguments, options: With all tensors whose memory does not move.
+        gaps: Holder and key of each of the others in `arguments` and `options`, and its place.
+        results: Which of what is returned is whose memory.
+        dropped: Memory that is not used any more.
+    """
+
+    function: Any
+    arguments: list[Any]
+    options: dict[str, Any]
+    gaps: list[tuple[Any, Any, Place]]
+    results: list[tuple[int, Storage]]
+    dropped: list[Storage]
+
+
+@contextlib.contextmanager
+def unrecorded(*given: Tensor) -> Iterator[list[Tensor]]:
+    """Stand in for `Recorder.part` where nothing is recorded."""
+    yield []
+
+
+class Recording:
+    """Repeats the parts that a recorder has seen, in their order.
+
+    Args:
+        recorder: It must have recorded everything; its results may have been freed.
+
+    Attributes:
+        arena: Where smaller results lie, bytes.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        operations = [_writing(each) for each in recorder.operations]
+        planned = [storage for storage in recorder.storages if storage.planned]
+        self.arena = torch.empty(arrange(planned), dtype=torch.uint8)
+        self._views: dict[Place, Tensor] = {}
+        self._moving: dict[Storage, Tensor] = {}
+        calls = [self._call(each) for each in operations if each is not None]
+        ends = [sum(each is not None for each in operations[: p.end]) for p in recorder.parts]
+        self._parts = [
+            (part, calls[start:end])
+            for part, start, end in zip(recorder.parts, [0, *ends], ends, strict=False)
+        ]
+        self._drop(calls)
+
+    def repeat(self, part: int, *given: Tensor) -> list[Tensor]:
+        """Repeat a part; return what it gives back, in memory that it does not write to again.
+
+        Args:
+            part: Its place in the order of parts; all before it were repeated.
+            *given: As they were recorded.
+        """
+        of, calls = self._parts[part]
+        self._moving.update(zip(of.given, given, strict=True))
+        with torch.no_grad():
+            for call in calls:
+                for holder, key, place in call.gaps:
+                    holder[key] = self._tensor(place)
+                result = call.function(*call.arguments, **call.options)
+                for holder, key, _ in call.gaps:
+                    holder[key] = None
+                for index, storage in call.results:
+                    single = isinstance(result, Tensor)
+                    self._moving[storage] = result if single else result[index]
+                del result
+                for storage in call.dropped:
+                    del self._moving[storage]
+            return [
+                self._tensor(place) if place.storage.moves else self._tensor(place).clone()
+                for place in of.kept
+            ]
+
+    def _tensor(self, place: Place) -> Tensor:
+        """Return the tensor at a place."""
+        storage, dtype, shape, stride, offset = place
+        if storage.moves:
+            tensor = self._moving[storage]
+            same = tensor.shape == shape and tensor.stride() == stride
+            if same and tensor.storage_offset() == offset:
+                return tensor
+            return tensor.as_strided(shape, stride, offset)
+        view = self._views.get(place)
+        if view is None:
+            view = torch.empty(0, dtype=dtype)
+            start = storage.offset // dtype.itemsize + offset
+            memory = storage.memory
+            if memory is None:
+                memory = self.arena.untyped_storage()
+            view.set_(memory, start, shape, stride)
+            self._views[place] = view
+        return view
+
+    def _call(self, operation: Operation) -> _Call:
+        gaps: list[tuple[Any, Any, Place]] = []
+
+        def filled(value: Any, holder: Any, key: Any) -> None:
+            if isinstance(value, Place):
+                moves = value.storage.moves
+                holder[key] = None if moves else self._tensor(value)
+                if moves:
+                    gaps.append((holder, key, value))
+            elif isinstance(value, list):
+                holder[key] = list(value)
+                for index, each in enumerate(value):
+                    filled(each, holder[key], index)
+
+        function, arguments, options, results = operation
+        arguments, options = list(arguments), dict(options)
+        for index, value in enumerate(arguments):
+            filled(value, arguments, index)
+        for name, value in options.items():
+            filled(value, options, name)
+        made = [(index, p.storage) for index, p in enumerate(results) if p is not None]
+        return _Call(function, arguments, options, gaps, made, [])
+
+    def _drop(self, calls: list[_Call]) -> None:
+        """Let each call drop the moving memory that it is the last to use."""
+        kept = {place.storage for part, _ in self._parts for place in part.kept}
+        last: dict[Storage, _Call] = {}
+        for call in calls:
+            last.update((place.storage, call) for _, _, place in call.gaps)
+            last.update((storage, call) for _, storage in call.results)
+        for storage, call in last.items():
+            if storage not in kept:
+                call.dropped.append(storage)
+
+
+def arrange(storages: list[Storage]) -> int:
+    """Give each storage an offset that no other has while it is used; return the bytes in all."""
+    placed: list[tuple[int, int, Storage]] = []  # offset, end, in that order
+    total = 0
+    for storage in sorted(storages, key=lambda each: each.size, reverse=True):
+        size, at = -(-storage.size // _ALIGNMENT) * _ALIGNMENT, 0
+        for offset, end, other in placed:
+            if other.first <= storage.last and storage.first <= other.last:
+                if offset - at >= size:
+                    break
+                at = max(at, end)
+        storage.offset = at
+        insort(placed, (at, at + size, storage), key=lambda each: each[0])
+        total = max(total, at + size)
+    return total
+
+
+def _writing(operation: Operation) -> Operation | None:
+    """Return an operation that writes its result to its place; None: there is nothing to do.
+
+    Where there is none it stays as it is, and the memory is its own.
+    """
+    function, arguments, options, results = operation
+    if not results:
+        return operation
+    name, first = function._schema.name.removeprefix("aten::"), results[0]
+    made = [place.storage for place in results if place is not None]
+    if max(storage.size for storage in made) < _LARGE:
+        if name in _UNINITIALISED:
+            return None
+        if name in _FILLED:
+            return Operation(_aten.fill_.Scalar, [first, _FILLED[name]], {}, [])
+        if name in _COPIED:
+            return Operation(_aten.copy_.default, [first, arguments[0]], {}, [])
+        if function in _WRITING:
+            writing, names = _WRITING[function]
+            targets = dict(zip(names, results, strict=True))
+            return Operation(writing, arguments, options | targets, [])
+    for storage in made:
+        storage.planned = False
+    return operation
+
+
+_UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_FILLED = {"zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0}
+_COPIED = {"clone", "_to_copy"}
+# Operations whose kernels write to given memory, and what they call it.
+_WRITING: dict[Any, tuple[Any, list[str]]] = {
+    getattr(getattr(_aten, name), overload): (getattr(getattr(_aten, name), writing), targets)
+    for name, overload, writing, *targets in (
+        *((name, "Tensor", "out", "out") for name in ("add", "sub", "mul", "div")),
+        *((name, "default", "out", "out") for name in ("bmm", "mm", "cat", "stack")),
+        *((name, "default", "out", "out") for name in ("rsqrt", "sigmoid", "neg", "square")),
+        *((f"{how}_pad2d", "default", "out", "out") for how in ("reflection", "replication")),
+        *(
+            (f"{how}_pad2d_backward", "default", "grad_input", "grad_input")
+            for how in ("reflection", "replication")
+        ),
+        ("pow", "Tensor_Scalar", "Tensor_Scalar_out", "out"),
+        ("sum", "dim_IntList", "IntList_out", "out"),
+        ("leaky_relu_backward", "default", "grad_input", "grad_input"),
+        ("sigmoid_backward", "default", "grad_input", "grad_input"),
+        ("native_batch_norm", "default", "out", "out", "save_mean", "save_invstd"),
+    )
+}

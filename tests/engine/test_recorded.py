@@ -1,0 +1,164 @@
+"""Steps that are recorded and repeated: the same bits as operation by operation."""
+
+import itertools
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashdip.engine.backends import NATIVE, REFERENCE
+from flashdip.engine.backends.eager import EagerStep
+from flashdip.engine.backends.recorded import Recorder, Recording, Storage, arrange
+from flashdip.engine.config import FitConfig
+from flashdip.engine.networks.skip import SkipConfig
+from flashdip.engine.operators import Downsample
+from flashdip.engine.presets import PRESETS
+from flashdip.engine.problems import Problem
+
+CPU = torch.device("cpu")
+NARROW = FitConfig(
+    network=SkipConfig(inputs=8, down=(16, 16, 32), skip=(0, 4), upsample=("bilinear", "nearest"))
+)
+WIDE = replace(NARROW, network=SkipConfig(inputs=4, down=(64, 64), skip=4))  # nine products
+CORNERS = replace(
+    NARROW,
+    network=SkipConfig(inputs=4, down=(8, 8), up=(4, 6), kernel_down=5, act="ELU", pad="zero"),
+    average=None,
+    perturbation=0.0,
+)
+
+
+def prepared(config: FitConfig, records: bool, precision: str = "fp32", fits: int = 1) -> EagerStep:
+    """A step whose picture is of an odd size, on an observation of half the size."""
+    generator = torch.Generator().manual_seed(4)
+    problem = Problem(
+        torch.rand(fits, 3, 17, 22, generator=generator), (3, 34, 44), operator=Downsample(2)
+    )
+    step = NATIVE.prepare(problem, config, CPU, precision, None)
+    assert isinstance(step, EagerStep) and step.records
+    step.records = records
+    return step
+
+
+def state(step: EagerStep) -> dict[str, Tensor]:
+    """Everything that an iteration leaves behind."""
+    return {
+        **step.trained,
+        "gradients": step.gradients,
+        "output": step.watch.output,
+        "average": step.watch.average,
+        "loss": step.watch.loss,
+    }
+
+
+@pytest.mark.parametrize("fits", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("config", [NARROW, WIDE, CORNERS], ids=["narrow", "wide", "corners"])
+def test_the_bits_are_the_same(config: FitConfig, precision: str, fits: int) -> None:
+    """Also where all the recording's own memory holds NaN before each iteration."""
+    eager, recorded = (prepared(config, how, precision, fits) for how in (False, True))
+    for _ in range(5):
+        if recorded.recording is not None:
+            recorded.recording.arena.fill_(255)
+        eager.advance(1)
+        recorded.advance(1)
+        for name, expected in state(eager).items():
+            assert torch.equal(state(recorded)[name], expected), name
+    assert eager.recording is None and recorded.recording is not None
+
+
+def test_another_fit_takes_a_slot_and_one_goes_back() -> None:
+    """What changes from outside, in place, is seen."""
+    eager, recorded = (prepared(NARROW, how) for how in (False, True))
+    for step in (eager, recorded):
+        step.advance(3)
+        step.slots[0].start(seed=9)
+        step.advance(2)
+    assert torch.equal(eager.parameters, recorded.parameters)
+
+
+def test_it_is_recorded_where_that_pays() -> None:
+    """In a longer fit of smaller maps, by the native backend."""
+
+    def records(config: FitConfig, side: int = 64, backend: object = NATIVE) -> bool:
+        problem = Problem(torch.zeros(1, 3, side, side), (3, side, side))
+        step = backend.prepare(problem, config, CPU, "fp32", None)  # type: ignore[attr-defined]
+        assert isinstance(step, EagerStep)
+        return step.records
+
+    quick = PRESETS["denoise", "quick"].config
+    assert records(quick)
+    assert not records(quick, backend=REFERENCE)
+    assert not records(replace(quick, iterations=99))
+    published = PRESETS["denoise", "published-denoise"].config
+    assert records(published) and not records(published, side=256)
+
+
+def test_parts_are_repeated_with_what_they_are_given() -> None:
+    """Views, changes in place and tensors from elsewhere; results are not written to again."""
+    scale = torch.tensor(2.0)
+
+    def first(x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[1:].copy_(x[:-1] * scale)
+        y.view(-1)[0] += 1
+        return y
+
+    def second(y: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([y.T, z.expand(2, 3)], 1).contiguous()
+
+    x, z = torch.rand(3, 2), torch.rand(1, 3)
+    recorder = Recorder()
+    with recorder.part(x) as kept:
+        y = first(x)
+        kept.append(y)
+    with recorder.part(z) as kept:
+        kept.append(second(y, z))
+    del y, kept
+    recording = Recording(recorder)
+    results = []
+    for factor in (2.0, 5.0):
+        scale.fill_(factor)
+        x, z = torch.rand(3, 2), torch.rand(1, 3)
+        expected = first(x), second(first(x), z)
+        results.append((*recording.repeat(0, x), *recording.repeat(1, z), *expected))
+    for own_first, own_second, first_expected, second_expected in results:
+        assert torch.equal(own_first, first_expected)
+        assert torch.equal(own_second, second_expected)
+
+
+def test_memory_is_shared_by_what_is_not_used_at_once() -> None:
+    generator = random.Random(3)
+    storages = []
+    for _ in range(60):
+        first = generator.randrange(100)
+        storages.append(
+            Storage(generator.randrange(1, 5000), first, first + generator.randrange(9))
+        )
+    total = arrange(storages)
+    for one, other in itertools.combinations(storages, 2):
+        if one.first <= other.last and other.first <= one.last:
+            assert one.offset + one.size <= other.offset or other.offset + other.size <= one.offset
+    assert all(storage.offset % 64 == 0 for storage in storages)
+    assert max(s.offset + s.size for s in storages) <= total < sum(s.size for s in storages) / 3
+
+
+def test_recording_loads_no_compiler() -> None:
+    """Which would take seconds and some 40 MB."""
+    code = """
+import sys, torch
+from flashdip.engine.backends import NATIVE
+from flashdip.engine.presets import PRESETS
+from flashdip.engine.problems import Problem
+problem = Problem(torch.zeros(1, 3, 16, 16), (3, 16, 16))
+config = PRESETS["denoise", "quick"].config
+step = NATIVE.prepare(problem, config, torch.device("cpu"), "fp32", None)
+step.advance(3)
+assert step.recording is not None
+assert not {"sympy", "torch._dynamo"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
