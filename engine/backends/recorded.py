@@ -15,6 +15,7 @@ The same kernels see the same values in the same layout, so that the bits are th
 """
 
 import contextlib
+import math
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,12 +68,19 @@ class Place(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """A recorded call, with a `Place` for each tensor."""
+    """A recorded call, with a `Place` for each tensor.
+
+    Attributes:
+        function, arguments, options: Of the call.
+        results: That it made, new memory each.
+        writes: Whether the operation that writes to given memory did the same.
+    """
 
     function: Any
     arguments: list[Any]
     options: dict[str, Any]
-    results: list[Place | None]  # that it made
+    results: list[Place | None]
+    writes: bool = False
 
 
 @dataclass
@@ -147,7 +155,9 @@ class Recorder(TorchDispatchMode):
         elif not function._schema.is_mutable:
             return result
         results = [self._place(e, at) if isinstance(e, Tensor) else None for e in made]
-        self.operations.append(Operation(function, arguments, options, results if fresh else []))
+        writes = function in _WRITING and _agrees(function, args, kwargs, made)
+        recorded = Operation(function, arguments, options, results if fresh else [], writes)
+        self.operations.append(recorded)
         return result
 
     def _storage(self, tensor: Tensor, at: int) -> Storage:
@@ -288,7 +298,7 @@ class Recording:
                 for index, each in enumerate(value):
                     filled(each, holder[key], index)
 
-        function, arguments, options, results = operation
+        function, arguments, options, results, _ = operation
         arguments, options = list(arguments), dict(options)
         for index, value in enumerate(arguments):
             filled(value, arguments, index)
@@ -331,7 +341,7 @@ def _writing(operation: Operation) -> Operation | None:
 
     Where there is none it stays as it is, and the memory is its own.
     """
-    function, arguments, options, results = operation
+    function, arguments, options, results, writes = operation
     if not results:
         return operation
     name, first = function._schema.name.removeprefix("aten::"), results[0]
@@ -343,13 +353,28 @@ def _writing(operation: Operation) -> Operation | None:
             return Operation(_aten.fill_.Scalar, [first, _FILLED[name]], {}, [])
         if name in _COPIED:
             return Operation(_aten.copy_.default, [first, arguments[0]], {}, [])
-        if function in _WRITING:
+        if writes:
             writing, names = _WRITING[function]
             targets = dict(zip(names, results, strict=True))
             return Operation(writing, arguments, options | targets, [])
     for storage in made:
         storage.planned = False
     return operation
+
+
+def _agrees(function: Any, args: Any, kwargs: dict[str, Any], made: list[Tensor]) -> bool:
+    """Return whether the operation that writes to given memory writes what this one has made.
+
+    torch's norm, of a map that lies neither in planes nor with its channels last, does not.
+    """
+    if max(each.nbytes for each in made) >= _LARGE:
+        return False  # it would not be used
+    writing, names = _WRITING[function]
+    targets = [torch.empty_like(each).fill_(math.nan) for each in made]
+    if [each.stride() for each in targets] != [each.stride() for each in made]:
+        return False
+    writing(*args, **kwargs, **dict(zip(names, targets, strict=True)))
+    return all(torch.equal(*pair) for pair in zip(targets, made, strict=True))
 
 
 _UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}

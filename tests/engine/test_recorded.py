@@ -24,6 +24,7 @@ NARROW = FitConfig(
     network=SkipConfig(inputs=8, down=(16, 16, 32), skip=(0, 4), upsample=("bilinear", "nearest"))
 )
 WIDE = replace(NARROW, network=SkipConfig(inputs=4, down=(64, 64), skip=4))  # nine products
+ZERO = replace(NARROW, network=SkipConfig(inputs=8, down=(16, 32), pad="zero"))
 CORNERS = replace(
     NARROW,
     network=SkipConfig(inputs=4, down=(8, 8), up=(4, 6), kernel_down=5, act="ELU", pad="zero"),
@@ -57,7 +58,9 @@ def state(step: EagerStep) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("fits", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("config", [NARROW, WIDE, CORNERS], ids=["narrow", "wide", "corners"])
+@pytest.mark.parametrize(
+    "config", [NARROW, WIDE, ZERO, CORNERS], ids=["narrow", "wide", "zero", "corners"]
+)
 def test_the_bits_are_the_same(config: FitConfig, precision: str, fits: int) -> None:
     """Also where all the recording's own memory holds NaN before each iteration."""
     eager, recorded = (prepared(config, how, precision, fits) for how in (False, True))
@@ -129,6 +132,22 @@ def test_parts_are_repeated_with_what_they_are_given() -> None:
     for own_first, own_second, first_expected, second_expected in results:
         assert torch.equal(own_first, first_expected)
         assert torch.equal(own_second, second_expected)
+
+
+def test_what_writes_something_else_is_not_used() -> None:
+    """torch's norm does, of a map whose channels lie between its lines."""
+    x = torch.rand(1, 6, 8, 5).transpose(1, 2)
+
+    def norm(x: Tensor) -> Tensor:
+        return torch.nn.functional.batch_norm(x, None, None, training=True)
+
+    recorder = Recorder()
+    with recorder.part(x) as kept:
+        kept.append(norm(x))
+    recording = Recording(recorder)
+    for _ in range(2):
+        x = torch.rand(1, 6, 8, 5).transpose(1, 2)
+        assert torch.equal(recording.repeat(0, x)[0], norm(x))
 
 
 def test_memory_is_shared_by_what_is_not_used_at_once() -> None:
