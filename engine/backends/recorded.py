@@ -5,11 +5,12 @@ take the same views and to build the same graph of gradients takes a quarter of 
 network. So one iteration is watched below autograd (`TorchDispatchMode`), where its forward and its
 backward pass are one list of operations, and then repeated from that list:
 
-- views are not taken again, but once;
-- results are written to an arena, at the lowest place that is free from their first to their last
-  use, the largest first (greedy by size: Pisarchyk and Lee, "Efficient memory management for deep
-  neural net inference", 2020);
-- what cannot write to given memory, convolutions foremost, allocates as before.
+- small results are written to an arena, at the lowest place that is free from their first to their
+  last use, the largest first (greedy by size: Pisarchyk and Lee, "Efficient memory management for
+  deep neural net inference", 2020);
+- large ones, and those of what cannot write to given memory, convolutions foremost, are allocated
+  as before, and freed after their last use;
+- views are taken once of memory that stays, and of the other as they are used.
 
 The same kernels see the same values in the same layout, so that the bits are the same.
 """
@@ -93,7 +94,7 @@ class Part:
         kept: What they give back.
     """
 
-    given: list[Storage]
+    given: list[Place]
     end: int = 0
     kept: list[Place] = field(default_factory=list)
 
@@ -122,9 +123,11 @@ class Recorder(TorchDispatchMode):
         """Record a part; append to the list that is yielded what it is to give back.
 
         Args:
-            *given: Tensors that are others each time, of the same layout.
+            *given: Tensors that are others each time.
         """
-        part = Part([self._storage(tensor, -1) for tensor in given])
+        for tensor in given:
+            self._storage(tensor, -1)
+        part = Part([self._place(tensor, len(self.operations)) for tensor in given])
         kept: list[Tensor] = []
         with self:
             yield kept
@@ -242,10 +245,11 @@ class Recording:
 
         Args:
             part: Its place in the order of parts; all before it were repeated.
-            *given: As they were recorded.
+            *given: For what it was given when it was recorded; copied if they lie otherwise.
         """
         of, calls = self._parts[part]
-        self._moving.update(zip(of.given, given, strict=True))
+        for place, tensor in zip(of.given, given, strict=True):
+            self._moving[place.storage] = _laid(tensor, place)
         with torch.no_grad():
             for call in calls:
                 for holder, key, place in call.gaps:
@@ -269,10 +273,7 @@ class Recording:
         storage, dtype, shape, stride, offset = place
         if storage.moves:
             tensor = self._moving[storage]
-            same = tensor.shape == shape and tensor.stride() == stride
-            if same and tensor.storage_offset() == offset:
-                return tensor
-            return tensor.as_strided(shape, stride, offset)
+            return tensor if _lies(tensor, place) else tensor.as_strided(shape, stride, offset)
         view = self._views.get(place)
         if view is None:
             view = torch.empty(0, dtype=dtype)
@@ -285,27 +286,28 @@ class Recording:
         return view
 
     def _call(self, operation: Operation) -> _Call:
-        gaps: list[tuple[Any, Any, Place]] = []
-
-        def filled(value: Any, holder: Any, key: Any) -> None:
-            if isinstance(value, Place):
-                moves = value.storage.moves
-                holder[key] = None if moves else self._tensor(value)
-                if moves:
-                    gaps.append((holder, key, value))
-            elif isinstance(value, list):
-                holder[key] = list(value)
-                for index, each in enumerate(value):
-                    filled(each, holder[key], index)
-
         function, arguments, options, results, _ = operation
+        gaps: list[tuple[Any, Any, Place]] = []
         arguments, options = list(arguments), dict(options)
-        for index, value in enumerate(arguments):
-            filled(value, arguments, index)
-        for name, value in options.items():
-            filled(value, options, name)
+        for index in range(len(arguments)):
+            self._fill(arguments, index, gaps)
+        for name in options:
+            self._fill(options, name, gaps)
         made = [(index, p.storage) for index, p in enumerate(results) if p is not None]
         return _Call(function, arguments, options, gaps, made, [])
+
+    def _fill(self, holder: Any, key: Any, gaps: list[tuple[Any, Any, Place]]) -> None:
+        """Put a tensor where there is a place; make it a gap where its memory moves."""
+        value = holder[key]
+        if isinstance(value, Place):
+            moves = value.storage.moves
+            holder[key] = None if moves else self._tensor(value)
+            if moves:
+                gaps.append((holder, key, value))
+        elif isinstance(value, list):
+            holder[key] = list(value)
+            for index in range(len(value)):
+                self._fill(holder[key], index, gaps)
 
     def _drop(self, calls: list[_Call]) -> None:
         """Let each call drop the moving memory that it is the last to use."""
@@ -317,6 +319,21 @@ class Recording:
         for storage, call in last.items():
             if storage not in kept:
                 call.dropped.append(storage)
+
+
+def _lies(tensor: Tensor, place: Place) -> bool:
+    """Return whether a tensor lies in its storage as in the place's."""
+    same = tensor.shape == place.shape and tensor.stride() == place.stride
+    return same and tensor.storage_offset() == place.offset
+
+
+def _laid(tensor: Tensor, place: Place) -> Tensor:
+    """Return a tensor that lies as it did when it was recorded."""
+    if _lies(tensor, place):
+        return tensor
+    laid = torch.empty(0, dtype=place.dtype)
+    laid.set_(torch.UntypedStorage(place.storage.size), place.offset, place.shape, place.stride)
+    return laid.copy_(tensor)
 
 
 def arrange(storages: list[Storage]) -> int:

@@ -1,9 +1,11 @@
 """Steps that are recorded and repeated: the same bits as operation by operation."""
 
+import gc
 import itertools
 import random
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -15,7 +17,7 @@ from flashdip.engine.backends.eager import EagerStep
 from flashdip.engine.backends.recorded import Recorder, Recording, Storage, arrange
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import SkipConfig
-from flashdip.engine.operators import Downsample
+from flashdip.engine.operators import Downsample, Each
 from flashdip.engine.presets import PRESETS
 from flashdip.engine.problems import Problem
 
@@ -82,6 +84,44 @@ def test_another_fit_takes_a_slot_and_one_goes_back() -> None:
         step.slots[0].start(seed=9)
         step.advance(2)
     assert torch.equal(eager.parameters, recorded.parameters)
+
+
+def test_an_operator_whose_gradient_lies_otherwise_takes_a_slot() -> None:
+    """With channels last, where the one that was recorded had planes."""
+
+    def planes(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    def last(x: Tensor) -> Tensor:
+        return (x.movedim(1, 3) @ torch.eye(3)).movedim(3, 1)
+
+    truth = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(2))
+    problems = [Problem(truth, (3, 24, 24), operator=Each([how])) for how in (planes, last)]
+    steps = []
+    for records in (False, True):
+        step = NATIVE.prepare(problems[0], NARROW, CPU, "fp32", None)
+        assert isinstance(step, EagerStep)
+        step.records = records
+        step.advance(3)
+        step.slots[0].replace(problems[1], seed=9, truth=None)
+        step.advance(3)
+        steps.append(step)
+    eager, recorded = steps
+    assert recorded.recording is not None
+    torch.testing.assert_close(recorded.gradients, eager.gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_it_goes_with_its_step() -> None:
+    """No cycle keeps its memory until garbage is collected."""
+    step = prepared(NARROW, True)
+    step.advance(3)
+    recording = weakref.ref(step.recording)
+    gc.disable()
+    try:
+        del step
+        assert recording() is None
+    finally:
+        gc.enable()
 
 
 def test_it_is_recorded_where_that_pays() -> None:
