@@ -96,14 +96,15 @@ def test_an_operator_whose_gradient_lies_otherwise_takes_a_slot() -> None:
         return (x.movedim(1, 3) @ torch.eye(3)).movedim(3, 1)
 
     truth = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(2))
-    problems = [Problem(truth, (3, 24, 24), operator=Each([how])) for how in (planes, last)]
     steps = []
     for records in (False, True):
-        step = NATIVE.prepare(problems[0], NARROW, CPU, "fp32", None)
+        operators = Each([planes]), last
+        first, second = (Problem(truth, (3, 24, 24), operator=how) for how in operators)
+        step = NATIVE.prepare(first, NARROW, CPU, "fp32", None)
         assert isinstance(step, EagerStep)
         step.records = records
         step.advance(3)
-        step.slots[0].replace(problems[1], seed=9, truth=None)
+        step.slots[0].replace(second, seed=9, truth=None)
         step.advance(3)
         steps.append(step)
     eager, recorded = steps
