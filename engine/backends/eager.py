@@ -235,7 +235,7 @@ class _Pulled(torch.autograd.Function):
 
 
 _LONG = 100  # iterations, from which on recording, which takes as long as a few, pays
-_LARGE = 1 << 24  # bytes of a map, from which on operations take far longer than to call them
+_WIDE = 1 << 24  # bytes of a map, from which on operations take far longer than to call them
 
 
 def _worth_recording(step: EagerStep) -> bool:
@@ -243,7 +243,7 @@ def _worth_recording(step: EagerStep) -> bool:
     height, width = step.z.shape[2:]
     channels = max(step.config.network.down[0], (step.config.network.up or (0,))[0])
     pixels = channels * height * width * len(step.slots)
-    return step.config.iterations >= _LONG and pixels * step.dtype.itemsize < _LARGE
+    return step.config.iterations >= _LONG and pixels * step.dtype.itemsize < _WIDE
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

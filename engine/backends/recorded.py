@@ -5,9 +5,8 @@ take the same views and to build the same graph of gradients takes a quarter of 
 network. So one iteration is watched below autograd (`TorchDispatchMode`), where its forward and its
 backward pass are one list of operations, and then repeated from that list:
 
-- small results are written to an arena, at the lowest place that is free from their first to their
-  last use, the largest first (greedy by size: Pisarchyk and Lee, "Efficient memory management for
-  deep neural net inference", 2020);
+- small results are written to an arena, planned from their first to their last use
+  (`flashdip.engine.backends.arena`);
 - large ones, and those of what cannot write to given memory, convolutions foremost, are allocated
   as before, and freed after their last use;
 - views are taken once of memory that stays, and of the other as they are used.
@@ -17,7 +16,6 @@ The same kernels see the same values in the same layout, so that the bits are th
 
 import contextlib
 import math
-from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,45 +25,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_ALIGNMENT = 64  # bytes, as torch's own allocations have it
+from flashdip.engine.backends.arena import Place, Storage, arrange, laid, lies
+
 _LARGE = 1 << 20  # bytes, from which on memory comes from the heap: two pools waste more than one
 _aten = torch.ops.aten
-
-
-@dataclass(eq=False)
-class Storage:
-    """Memory that recorded tensors share.
-
-    Attributes:
-        size: In bytes.
-        first: The operation that made it, by its place in the list; -1: it is given.
-        last: The last one that uses it.
-        planned: Whether it lies in the arena; else what makes it allocates it.
-        offset: In the arena, in bytes.
-        memory: Of what comes from elsewhere, and is the same each time.
-    """
-
-    size: int
-    first: int
-    last: int
-    planned: bool = True
-    offset: int = 0
-    memory: torch.UntypedStorage | None = None
-
-    @property
-    def moves(self) -> bool:
-        """Whether its memory is another each time."""
-        return not self.planned and self.memory is None
-
-
-class Place(NamedTuple):
-    """Where a recorded tensor lies: what `Tensor.as_strided` takes, in a storage."""
-
-    storage: Storage
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
 
 
 class Operation(NamedTuple):
@@ -249,7 +212,7 @@ class Recording:
         """
         of, calls = self._parts[part]
         for place, tensor in zip(of.given, given, strict=True):
-            self._moving[place.storage] = _laid(tensor, place)
+            self._moving[place.storage] = laid(tensor, place)
         with torch.no_grad():
             for call in calls:
                 for holder, key, place in call.gaps:
@@ -273,7 +236,7 @@ class Recording:
         storage, dtype, shape, stride, offset = place
         if storage.moves:
             tensor = self._moving[storage]
-            return tensor if _lies(tensor, place) else tensor.as_strided(shape, stride, offset)
+            return tensor if lies(tensor, place) else tensor.as_strided(shape, stride, offset)
         view = self._views.get(place)
         if view is None:
             view = torch.empty(0, dtype=dtype)
@@ -319,38 +282,6 @@ class Recording:
         for storage, call in last.items():
             if storage not in kept:
                 call.dropped.append(storage)
-
-
-def _lies(tensor: Tensor, place: Place) -> bool:
-    """Return whether a tensor lies in its storage as in the place's."""
-    same = tensor.shape == place.shape and tensor.stride() == place.stride
-    return same and tensor.storage_offset() == place.offset
-
-
-def _laid(tensor: Tensor, place: Place) -> Tensor:
-    """Return a tensor that lies as it did when it was recorded."""
-    if _lies(tensor, place):
-        return tensor
-    laid = torch.empty(0, dtype=place.dtype)
-    laid.set_(torch.UntypedStorage(place.storage.size), place.offset, place.shape, place.stride)
-    return laid.copy_(tensor)
-
-
-def arrange(storages: list[Storage]) -> int:
-    """Give each storage an offset that no other has while it is used; return the bytes in all."""
-    placed: list[tuple[int, int, Storage]] = []  # offset, end, in that order
-    total = 0
-    for storage in sorted(storages, key=lambda each: each.size, reverse=True):
-        size, at = -(-storage.size // _ALIGNMENT) * _ALIGNMENT, 0
-        for offset, end, other in placed:
-            if other.first <= storage.last and storage.first <= other.last:
-                if offset - at >= size:
-                    break
-                at = max(at, end)
-        storage.offset = at
-        insort(placed, (at, at + size, storage), key=lambda each: each[0])
-        total = max(total, at + size)
-    return total
 
 
 def _writing(operation: Operation) -> Operation | None:

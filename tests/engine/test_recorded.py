@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from flashdip.engine.backends import NATIVE, REFERENCE
+from flashdip.engine.backends.arena import Storage, arrange
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.recorded import Recorder, Recording, Storage, arrange
+from flashdip.engine.backends.recorded import Recorder, Recording
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.operators import Downsample, Each
