@@ -12,7 +12,8 @@ from flashdip.engine.backends.base import DTYPES
 from flashdip.engine.backends.hosted import HostedSlot, HostedStep
 from flashdip.engine.backends.observe import Observer
 from flashdip.engine.backends.probe import Kept, kept, state
-from flashdip.engine.backends.recorded import Recorder, Recording, unrecorded
+from flashdip.engine.backends.recorded import Recorder, unrecorded
+from flashdip.engine.backends.repeated import Recording
 from flashdip.engine.backends.slots import kept as kept_states
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import Skip, SkipConfig

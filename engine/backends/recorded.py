@@ -3,7 +3,8 @@
 An iteration of a fit is the same thousand operations each time. To find out anew which they are, to
 take the same views and to build the same graph of gradients takes a quarter of the time of a narrow
 network. So one iteration is watched below autograd (`TorchDispatchMode`), where its forward and its
-backward pass are one list of operations, and then repeated from that list:
+backward pass are one list of operations, and then repeated (`flashdip.engine.backends.repeated`)
+from that list:
 
 - small results are written to an arena, planned from their first to their last use
   (`flashdip.engine.backends.arena`);
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashdip.engine.backends.arena import Place, Storage, arrange, laid, lies
+from flashdip.engine.backends.arena import Place, Storage
 
 _LARGE = 1 << 20  # bytes, from which on memory comes from the heap: two pools waste more than one
 _aten = torch.ops.aten
@@ -155,136 +156,13 @@ class Recorder(TorchDispatchMode):
         return value
 
 
-class _Call(NamedTuple):
-    """An operation that is ready to be repeated.
-
-    Attributes:
-        function, arguments, options: With all tensors whose memory does not move.
-        gaps: Holder and key of each of the others in `arguments` and `options`, and its place.
-        results: Which of what is returned is whose memory.
-        dropped: Memory that is not used any more.
-    """
-
-    function: Any
-    arguments: list[Any]
-    options: dict[str, Any]
-    gaps: list[tuple[Any, Any, Place]]
-    results: list[tuple[int, Storage]]
-    dropped: list[Storage]
-
-
 @contextlib.contextmanager
 def unrecorded(*given: Tensor) -> Iterator[list[Tensor]]:
     """Stand in for `Recorder.part` where nothing is recorded."""
     yield []
 
 
-class Recording:
-    """Repeats the parts that a recorder has seen, in their order.
-
-    Args:
-        recorder: It must have recorded everything; its results may have been freed.
-
-    Attributes:
-        arena: Where smaller results lie, bytes.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        operations = [_writing(each) for each in recorder.operations]
-        planned = [storage for storage in recorder.storages if storage.planned]
-        self.arena = torch.empty(arrange(planned), dtype=torch.uint8)
-        self._views: dict[Place, Tensor] = {}
-        self._moving: dict[Storage, Tensor] = {}
-        calls = [self._call(each) for each in operations if each is not None]
-        ends = [sum(each is not None for each in operations[: p.end]) for p in recorder.parts]
-        self._parts = [
-            (part, calls[start:end])
-            for part, start, end in zip(recorder.parts, [0, *ends], ends, strict=False)
-        ]
-        self._drop(calls)
-
-    def repeat(self, part: int, *given: Tensor) -> list[Tensor]:
-        """Repeat a part; return what it gives back, in memory that it does not write to again.
-
-        Args:
-            part: Its place in the order of parts; all before it were repeated.
-            *given: For what it was given when it was recorded; copied if they lie otherwise.
-        """
-        of, calls = self._parts[part]
-        for place, tensor in zip(of.given, given, strict=True):
-            self._moving[place.storage] = laid(tensor, place)
-        with torch.no_grad():
-            for call in calls:
-                for holder, key, place in call.gaps:
-                    holder[key] = self._tensor(place)
-                result = call.function(*call.arguments, **call.options)
-                for holder, key, _ in call.gaps:
-                    holder[key] = None
-                for index, storage in call.results:
-                    single = isinstance(result, Tensor)
-                    self._moving[storage] = result if single else result[index]
-                del result
-                for storage in call.dropped:
-                    del self._moving[storage]
-            return [
-                self._tensor(place) if place.storage.moves else self._tensor(place).clone()
-                for place in of.kept
-            ]
-
-    def _tensor(self, place: Place) -> Tensor:
-        """Return the tensor at a place."""
-        storage, dtype, shape, stride, offset = place
-        if storage.moves:
-            tensor = self._moving[storage]
-            return tensor if lies(tensor, place) else tensor.as_strided(shape, stride, offset)
-        view = self._views.get(place)
-        if view is None:
-            view = torch.empty(0, dtype=dtype)
-            start = storage.offset // dtype.itemsize + offset
-            memory = storage.memory
-            if memory is None:
-                memory = self.arena.untyped_storage()
-            view.set_(memory, start, shape, stride)
-            self._views[place] = view
-        return view
-
-    def _call(self, operation: Operation) -> _Call:
-        function, arguments, options, results, _ = operation
-        gaps: list[tuple[Any, Any, Place]] = []
-        arguments, options = list(arguments), dict(options)
-        for index in range(len(arguments)):
-            self._fill(arguments, index, gaps)
-        for name in options:
-            self._fill(options, name, gaps)
-        made = [(index, p.storage) for index, p in enumerate(results) if p is not None]
-        return _Call(function, arguments, options, gaps, made, [])
-
-    def _fill(self, holder: Any, key: Any, gaps: list[tuple[Any, Any, Place]]) -> None:
-        """Put a tensor where there is a place; make it a gap where its memory moves."""
-        value = holder[key]
-        if isinstance(value, Place):
-            moves = value.storage.moves
-            holder[key] = None if moves else self._tensor(value)
-            if moves:
-                gaps.append((holder, key, value))
-        elif isinstance(value, list):
-            holder[key] = list(value)
-            for index in range(len(value)):
-                self._fill(holder[key], index, gaps)
-
-    def _drop(self, calls: list[_Call]) -> None:
-        """Let each call drop the moving memory that it is the last to use."""
-        kept = {place.storage for part, _ in self._parts for place in part.kept}
-        last: dict[Storage, _Call] = {}
-        for call in calls:
-            last.update((place.storage, call) for _, _, place in call.gaps)
-            last.update((storage, call) for _, storage in call.results)
-        for storage, call in last.items():
-            if storage not in kept:
-                call.dropped.append(storage)
-
-
-def _writing(operation: Operation) -> Operation | None:
+def writing(operation: Operation) -> Operation | None:
     """Return an operation that writes its result to its place; None: there is nothing to do.
 
     Where there is none it stays as it is, and the memory is its own.
@@ -328,22 +206,33 @@ def _agrees(function: Any, args: Any, kwargs: dict[str, Any], made: list[Tensor]
 _UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _FILLED = {"zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0}
 _COPIED = {"clone", "_to_copy"}
-# Operations whose kernels write to given memory, and what they call it.
+# Operations whose kernels write to given memory: what does that, and what it calls the memory.
+# Where torch binds it to Python, that is called in half the time of the overload.
 _WRITING: dict[Any, tuple[Any, list[str]]] = {
-    getattr(getattr(_aten, name), overload): (getattr(getattr(_aten, name), writing), targets)
-    for name, overload, writing, *targets in (
-        *((name, "Tensor", "out", "out") for name in ("add", "sub", "mul", "div")),
-        *((name, "default", "out", "out") for name in ("bmm", "mm", "cat", "stack")),
-        *((name, "default", "out", "out") for name in ("rsqrt", "sigmoid", "neg", "square")),
-        *((f"{how}_pad2d", "default", "out", "out") for how in ("reflection", "replication")),
-        *(
-            (f"{how}_pad2d_backward", "default", "grad_input", "grad_input")
-            for how in ("reflection", "replication")
-        ),
-        ("pow", "Tensor_Scalar", "Tensor_Scalar_out", "out"),
-        ("sum", "dim_IntList", "IntList_out", "out"),
-        ("leaky_relu_backward", "default", "grad_input", "grad_input"),
-        ("sigmoid_backward", "default", "grad_input", "grad_input"),
-        ("native_batch_norm", "default", "out", "out", "save_mean", "save_invstd"),
-    )
+    **{
+        getattr(getattr(_aten, name), overload): (getattr(torch, name), ["out"])
+        for name, overload in (
+            *((name, "Tensor") for name in ("add", "sub", "mul", "div")),
+            *((name, "default") for name in ("bmm", "mm", "cat", "stack")),
+            *((name, "default") for name in ("rsqrt", "sigmoid", "neg", "square")),
+            ("pow", "Tensor_Scalar"),
+            ("sum", "dim_IntList"),
+        )
+    },
+    **{
+        pad.default: (pad.out, ["out"]) for pad in (_aten.reflection_pad2d, _aten.replication_pad2d)
+    },
+    **{
+        backward.default: (backward.grad_input, ["grad_input"])
+        for backward in (
+            _aten.reflection_pad2d_backward,
+            _aten.replication_pad2d_backward,
+            _aten.leaky_relu_backward,
+            _aten.sigmoid_backward,
+        )
+    },
+    _aten.native_batch_norm.default: (
+        _aten.native_batch_norm.out,
+        ["out", "save_mean", "save_invstd"],
+    ),
 }

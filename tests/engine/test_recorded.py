@@ -7,15 +7,19 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashdip.engine.backends import NATIVE, REFERENCE
 from flashdip.engine.backends.arena import Storage, arrange
 from flashdip.engine.backends.eager import EagerStep
-from flashdip.engine.backends.recorded import Recorder, Recording
+from flashdip.engine.backends.recorded import Recorder
+from flashdip.engine.backends.repeated import Recording
 from flashdip.engine.config import FitConfig
 from flashdip.engine.networks.skip import SkipConfig
 from flashdip.engine.operators import Downsample, Each
@@ -174,6 +178,48 @@ def test_parts_are_repeated_with_what_they_are_given() -> None:
     for own_first, own_second, first_expected, second_expected in results:
         assert torch.equal(own_first, first_expected)
         assert torch.equal(own_second, second_expected)
+
+
+class Living(TorchDispatchMode):
+    """Counts results that live while operations are made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.results: list[StorageWeakRef] = []
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.most = max(self.most, sum(not each.expired() for each in self.results))
+        result = function(*args, **(kwargs or {}))
+        self.results.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
+
+def test_large_results_are_let_go_of() -> None:
+    """After their last use, in the part that made them or in a later one."""
+    x = torch.rand(1 << 19)
+
+    def chain(y: Tensor) -> Tensor:
+        for _ in range(6):
+            y = y * 2
+        return y
+
+    recorder = Recorder()
+    with recorder.part(x):
+        y = chain(x)
+    with recorder.part() as kept:
+        kept.append(chain(y))
+    del y, kept
+    recording = Recording(recorder)
+    with Living() as living:
+        recording.repeat(0, x)
+        (y,) = recording.repeat(1)
+    assert torch.equal(y, chain(chain(x)))
+    assert len(living.results) >= 12 and living.most == 1
+    del y
+    assert all(each.expired() for each in living.results)
 
 
 def test_what_writes_something_else_is_not_used() -> None:
