@@ -2,8 +2,8 @@
 
 Each part of a recording becomes a function with a line for each operation, and for each view of
 memory that is another each time; a line ends by letting go of what none below it uses. (`torch.fx`
-writes such code too, in two to three times the time: as much as dozens of iterations save.) Where
-torch binds an operation to Python, that is called, in half the time of the operator's overload.
+writes such code too, in two to three times the time: as much as dozens of iterations save.) For the
+most frequent operations what torch binds to Python is called, in half the time of the overload.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -35,12 +35,15 @@ class Recording:
         self._parts: list[tuple[Part, Callable[..., Any]]] = []
         carried: list[Place] = []
         starts = [0, *(part.end for part in recorder.parts)]
-        for part, start in zip(recorder.parts, starts, strict=False):
+        for index, (part, start) in enumerate(zip(recorder.parts, starts, strict=False)):
             code = Code(fixed, part.given, carried)
             for each in operations[start : part.end]:
                 if each is not None:
                     code.add(each)
-            carried = code.used_by(each for each in operations[part.end :] if each is not None)
+            later = [place for each in recorder.parts[index + 1 :] for place in each.kept]
+            for each in operations[part.end :]:
+                later.extend(_places(each) if each is not None else [])
+            carried = code.left_for(later)
             self._parts.append((part, code.function(part.kept, carried)))
 
     def repeat(self, part: int, *given: Tensor) -> list[Tensor]:
@@ -52,8 +55,9 @@ class Recording:
         """
         of, function = self._parts[part]
         tensors = [laid(*pair) for pair in zip(given, of.given, strict=True)]
-        with torch.inference_mode():  # no count of versions, and no other key of autograd's
-            kept, self._carried = function(tensors, self._carried)
+        carried, self._carried = self._carried, []  # an exception leaves nothing behind
+        with torch.inference_mode():  # past autograd's part of each operation
+            kept, self._carried = function(tensors, carried)
         return [each.clone() for each in kept]
 
 
@@ -112,9 +116,9 @@ class Code:
         called = self._name(function) if method is None else f"{own.pop(0)}.{method}"
         self._assign(results, f"{called}({', '.join([*own, *named])})")
 
-    def used_by(self, operations: Iterable[Operation]) -> list[Place]:
-        """Return what operations use of what was made or given here, or earlier."""
-        used = {place.storage for each in operations for place in _places(each)}
+    def left_for(self, later: Iterable[Place]) -> list[Place]:
+        """Return what later parts use of what was made or given here, or earlier."""
+        used = {place.storage for place in later}
         return [place for storage, place in self._made.items() if storage in used]
 
     def function(self, kept: list[Place], carried: list[Place]) -> Callable[..., Any]:
@@ -185,10 +189,11 @@ def _places(operation: Operation) -> Iterator[Place]:
             waiting.extend(value)
 
 
+_METHODS = {"add_", "clamp_", "copy_", "div_", "fill_", "mul_", "sub_", "zero_"}
+
+
 def _method(function: Any) -> str | None:
-    """Return the name of the tensor's method that is an operation in place, if there is one."""
+    """Return the name of the tensor's method that is an operation in place, if it is in use."""
     schema = getattr(function, "_schema", None)
-    if schema is None or not schema.is_mutable or schema.arguments[0].name != "self":
-        return None
-    name: str = schema.name.removeprefix("aten::")
-    return name if name.endswith("_") and hasattr(Tensor, name) else None
+    name = "" if schema is None else schema.name.removeprefix("aten::")
+    return name if name in _METHODS else None

@@ -222,6 +222,24 @@ def test_large_results_are_let_go_of() -> None:
     assert all(each.expired() for each in living.results)
 
 
+def test_a_later_part_gives_back_what_an_earlier_one_made() -> None:
+    """In memory of its own, large as it is; and what indexing puts into a tensor is repeated."""
+    x, index = torch.rand(1, 1 << 19), torch.tensor([3, 5])
+    recorder = Recorder()
+    with recorder.part(x):
+        y = x * 2
+        y[:, index] = 5.0
+    with recorder.part() as kept:
+        kept.append(y)
+    expected = y.clone()
+    del y, kept
+    recording = Recording(recorder)
+    for _ in range(2):
+        recording.repeat(0, x)
+        (y,) = recording.repeat(1)
+        assert torch.equal(y, expected)
+
+
 def test_what_writes_something_else_is_not_used() -> None:
     """torch's norm does, of a map whose channels lie between its lines."""
     x = torch.rand(1, 6, 8, 5).transpose(1, 2)
