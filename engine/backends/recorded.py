@@ -195,6 +195,8 @@ def _agrees(function: Any, args: Any, kwargs: dict[str, Any], made: list[Tensor]
     """
     if max(each.nbytes for each in made) >= _LARGE:
         return False  # it would not be used
+    if not all(each.is_floating_point() for each in made):
+        return False  # nothing to mark them with that no result is
     writing, names = _WRITING[function]
     targets = [torch.empty_like(each).fill_(math.nan) for each in made]
     if [each.stride() for each in targets] != [each.stride() for each in made]:
