@@ -158,9 +158,11 @@ class Code:
     def _view(self, places: Iterable[Place]) -> None:
         """Add lines that take views of what was made, where there are none."""
         for place in places:
-            storage, _, *lying = place
+            storage, dtype, *lying = place
             if storage.moves and place not in self._tensors:
-                whole = self._tensor(self._made[storage])
+                made = self._made[storage]
+                assert made.dtype == dtype, "a view of another type would be read wrongly"
+                whole = self._tensor(made)
                 self._assign([place], f"{whole}.as_strided({', '.join(map(str, lying))})")
 
     def _tensor(self, place: Place) -> str:
