@@ -1,8 +1,9 @@
 """The quality of a fit over its iterations, of the published network and of presets for denoising.
 
-Recorded is the PSNR of the averaged output at each reading: of the published network in float32,
-and of each preset of ours in the precision that suits the device. A preset of several runs is
-fitted side by side, and its image is the mean of theirs. The truth judges, and ends a fit that is
+Recorded is at each reading the PSNR of what a fit that ended there would return, the averaged
+output with the preset's share of the residual: of the published network in float32, and of each
+preset of ours in the precision that suits the device. A preset of several runs is fitted side by
+side, and its image is the mean of theirs. The truth judges, and ends a fit that is
 long past its peak; it chooses nothing.
 """
 
@@ -143,8 +144,9 @@ def curve(
         over = any(run.reason is not None for run in runs.values())
         last = iterations[-1] if iterations else 0
         if done >= last + config.read_every or (over and done > last):
-            image = torch.stack([slot.image()[0] for slot in step.slots]).mean(0)
+            drawn = torch.cat([slot.image() for slot in step.slots]).mean(0, keepdim=True)
             iterations.append(done)
+            image = problem.finish(drawn, config.add_back)[0]
             quality.append(round(psnr(image.cpu(), clean), 3))
         return interrupted() or (bool(quality) and done - peak(iterations, quality)[1] >= past)
 

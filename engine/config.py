@@ -34,6 +34,9 @@ class FitConfig:
         perturbation: Standard deviation of the noise added to z anew in each iteration.
         average: Decay of the exponential average of outputs, in [0, 1); None: the output itself is
             returned.
+        add_back: Share of the residual that is added back to the image in the end, in [0, 1), where
+            the image itself was measured: most of what a fit has not drawn is noise, some of it
+            detail; see `Problem.finish`.
         stop: Stopping rules, any of which ends the fit: "fixed" (after `iterations`), "es-wmv" and
             "es-emv" (at the least variance of outputs), "discrepancy" (the residual reaches sigma),
             "budget".
@@ -63,6 +66,7 @@ class FitConfig:
     warmup: int = 0
     perturbation: float = 1 / 30
     average: float | None = 0.99
+    add_back: float = 0.0
     stop: tuple[StopRule, ...] = ("fixed",)
     budget: float | None = None
     window: int = 200
@@ -90,6 +94,7 @@ class FitConfig:
             _number("betas", beta, 0.0, 1.0)
         if self.average is not None:
             _number("average", self.average, 0.0, 1.0)
+        _number("add_back", self.add_back, 0.0, 1.0)
         if self.budget is not None:
             _number("budget", self.budget, 0.0, math.inf)
         _choice("input", self.input, get_args(Input))

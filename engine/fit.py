@@ -19,9 +19,10 @@ from flashdip.engine.backends.base import Backend, Step
 from flashdip.engine.checkpoint import Checkpoint, fingerprint
 from flashdip.engine.config import FitConfig
 from flashdip.engine.ensemble import fit_runs
-from flashdip.engine.errors import ShapeError
+from flashdip.engine.errors import ConfigError, ShapeError
 from flashdip.engine.events import Callback, Finished, Started
 from flashdip.engine.metrics import psnr
+from flashdip.engine.operators import Identity
 from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result, plain_picture
 from flashdip.engine.run import Run, iterate
@@ -72,7 +73,7 @@ def fit(
     """
     begun = time.perf_counter()
     tell: Callback = callback or (lambda event: None)
-    check(problem, truth)
+    check(problem, config, truth)
     if config.runs > 1:
         once = functools.partial(
             fit,
@@ -209,7 +210,7 @@ def outcome(
     run.save()
     best = run.finish()
     run.tell(Finished(iterations, best.iteration, run.reason, seconds))
-    image = problem.paste(best.image)[0].cpu().float().contiguous()
+    image = problem.finish(best.image, run.config.add_back)[0].cpu().float().contiguous()
     record = {
         "psnr": None if truth is None else psnr(image, truth.cpu()),
         "iterations": iterations,
@@ -253,11 +254,12 @@ def measurement(problem: Problem, image: Tensor) -> dict[str, Tensor]:
     return found | {"measured": measured[0].cpu().contiguous()}
 
 
-def check(problem: Problem, truth: Tensor | None) -> None:
-    """Refuse what is no single fit, and a truth that is not its image's.
+def check(problem: Problem, config: FitConfig, truth: Tensor | None) -> None:
+    """Refuse what is no single fit, and a config or a truth that is not for it.
 
     Raises:
-        ShapeError: It is so.
+        ShapeError: It is no single fit, or the truth is not of its image's shape.
+        ConfigError: A residual that is no image is to be added back.
     """
     if problem.fits != 1:
         raise ShapeError(f"observation: expected a single fit, [1, ...], got {problem.fits} fits")
@@ -265,6 +267,11 @@ def check(problem: Problem, truth: Tensor | None) -> None:
         raise ShapeError(
             f"truth: expected the restored image's shape {tuple(problem.shape)} (C, H, W), "
             f"got {tuple(truth.shape)}"
+        )
+    if config.add_back and not isinstance(problem.operator, Identity):
+        raise ConfigError(
+            f"add_back: expected 0 where not the image itself was measured, got {config.add_back:g} "
+            f"with the operator {type(problem.operator).__name__}"
         )
 
 

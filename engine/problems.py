@@ -104,6 +104,24 @@ class Problem:
         least, most = (float(end) for end in torch.aminmax(self.observation))
         return least >= 0 and most <= 1 and (least == 0 or most == 1)
 
+    def finish(self, image: Tensor, add_back: float) -> Tensor:
+        """Return what is made of the image [F, C, H, W] that was drawn.
+
+        A share of the residual is added back to it, which Tukey called twicing ("Exploratory Data
+        Analysis", 1977; of a denoiser: Osher et al., "An iterative regularization method", 2005);
+        then the known pixels are pasted.
+
+        Args:
+            image: As it was drawn.
+            add_back: The share, in [0, 1); above 0 the operator has to be `Identity`.
+        """
+        if add_back:
+            residual = self.observation.to(image) - image
+            if self.measured is not None:
+                residual = residual * (self.measured.to(image) > 0)
+            image = image + add_back * residual
+        return self.paste(image)
+
     def paste(self, image: Tensor) -> Tensor:
         """Return the image [F, C, H, W] with the known pixels put back."""
         if self.known is None:

@@ -110,6 +110,14 @@ def test_a_preset_that_was_changed_is_known(monkeypatch: pytest.MonkeyPatch, tin
     assert PUBLISHED not in ours() and "quick" in ours()
 
 
+def test_a_field_that_came_later_was_at_its_default(tiny: None) -> None:
+    """So that what was recorded before stays as good as it was."""
+    fit = json.loads(json.dumps(made("a", "quick", [30.0])))
+    del fit["config"]["add_back"]
+    assert current(fit)
+    assert not current(fit | {"config": fit["config"] | {"add_back": 0.5}})
+
+
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[..., Result]:
     def call(*options: str) -> Result:

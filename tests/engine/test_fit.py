@@ -462,6 +462,43 @@ def test_result_round_trips(tmp_path: Path) -> None:
         Result.load(tmp_path)
 
 
+def test_a_share_of_the_residual_is_added_back() -> None:
+    """To the image of a run and of the mean of runs, where it was measured; nothing else moves."""
+    problem, config = noisy(), replace(SEARCHING, runs=2)
+    plain, back = (
+        fit(problem, replace(config, add_back=share), device="cpu", truth=truth())
+        for share in (0.0, 0.25)
+    )
+    expected = plain.image + 0.25 * (problem.observation[0] - plain.image)
+    torch.testing.assert_close(back.image, expected, rtol=0, atol=1e-6)
+    assert back.psnr == psnr(back.image, truth())
+    assert back.record["history"] == plain.record["history"]
+    torch.testing.assert_close(back.measurement["residual"], plain.measurement["residual"])
+    measured = torch.ones(21, 18)
+    measured[3:6, 4:9] = 0
+    known = torch.zeros(1, 1, 21, 18)
+    known[..., 10, :] = 1
+    part = replace(
+        problem, observation=problem.observation * measured, measured=measured, known=known
+    )
+    image = torch.rand(1, 3, 21, 18)
+    found = part.finish(image, 0.25)
+    torch.testing.assert_close(found[..., 3:6, 4:9], image[..., 3:6, 4:9], rtol=0, atol=0)
+    assert torch.equal(found[..., 10, :], part.observation[..., 10, :])
+    rest = 0.75 * image[..., 11:, :] + 0.25 * problem.observation[..., 11:, :]
+    torch.testing.assert_close(found[..., 11:, :], rest)
+
+
+def test_a_residual_that_is_no_image_is_not_added_back() -> None:
+    """It is refused before anything is fitted, by one line."""
+    half = Downsample(2, "lanczos2")
+    problem = Problem(half(truth(height=32, width=32)[None]), (3, 32, 32), half)
+    with pytest.raises(ConfigError, match="add_back: .*got 0.1 with the operator Downsample"):
+        fit(problem, replace(TINY, add_back=0.1), device="cpu")
+    with pytest.raises(ConfigError, match="add_back"):
+        replace(TINY, add_back=1.0)
+
+
 def test_bad_problems_are_refused() -> None:
     """One line each, before anything is fitted."""
     with pytest.raises(ShapeError, match="sides of at least 16 pixels, got 3 channels, 40x15"):
