@@ -270,8 +270,8 @@ def check(problem: Problem, config: FitConfig, truth: Tensor | None) -> None:
         )
     if config.add_back and not isinstance(problem.operator, Identity):
         raise ConfigError(
-            f"add_back: expected 0 where not the image itself was measured, got {config.add_back:g} "
-            f"with the operator {type(problem.operator).__name__}"
+            "add_back: expected 0 where not the image itself was measured, got "
+            f"{config.add_back:g} with the operator {type(problem.operator).__name__}"
         )
 
 

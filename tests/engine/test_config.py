@@ -94,7 +94,8 @@ def test_presets_adapt_to_the_noise(name: str) -> None:
     assert much.perturbation == pytest.approx(preset("denoise", "published-denoise50").perturbation)
     assert much.window == (150 if "discrepancy" in usual.stop else usual.window)
     assert much.stop == ("es-wmv",)
-    calmer = replace(much, perturbation=usual.perturbation)
+    assert usual.add_back > 0 == much.add_back
+    calmer = replace(much, perturbation=usual.perturbation, add_back=usual.add_back)
     assert replace(calmer, stop=usual.stop, window=usual.window) == usual
     for task, other in (("denoise", "published-denoise"), ("dejpeg", name), ("inpaint", name)):
         assert preset(task, other, 50 / 255) == preset(task, other)

@@ -493,7 +493,7 @@ def test_a_residual_that_is_no_image_is_not_added_back() -> None:
     """It is refused before anything is fitted, by one line."""
     half = Downsample(2, "lanczos2")
     problem = Problem(half(truth(height=32, width=32)[None]), (3, 32, 32), half)
-    with pytest.raises(ConfigError, match="add_back: .*got 0.1 with the operator Downsample"):
+    with pytest.raises(ConfigError, match=r"add_back: .*got 0\.1 with the operator Downsample"):
         fit(problem, replace(TINY, add_back=0.1), device="cpu")
     with pytest.raises(ConfigError, match="add_back"):
         replace(TINY, add_back=1.0)
