@@ -35,7 +35,7 @@ class FitConfig:
         average: Decay of the exponential average of outputs, in [0, 1); None: the output itself is
             returned.
         add_back: Share of the residual that is added back to the image in the end, in [0, 1), where
-            the image itself was measured: most of what a fit has not drawn is noise, some of it
+            pixels themselves were measured: most of what a fit has not drawn is noise, some of it
             detail; see `Problem.finish`.
         stop: Stopping rules, any of which ends the fit: "fixed" (after `iterations`), "es-wmv" and
             "es-emv" (at the least variance of outputs), "discrepancy" (the residual reaches sigma),

@@ -19,11 +19,10 @@ from flashdip.engine.backends.base import Backend, Step
 from flashdip.engine.checkpoint import Checkpoint, fingerprint
 from flashdip.engine.config import FitConfig
 from flashdip.engine.ensemble import fit_runs
-from flashdip.engine.errors import ConfigError, ShapeError
+from flashdip.engine.errors import ShapeError
 from flashdip.engine.events import Callback, Finished, Started
 from flashdip.engine.metrics import psnr
-from flashdip.engine.operators import Identity
-from flashdip.engine.problems import Problem
+from flashdip.engine.problems import Problem, check_add_back
 from flashdip.engine.result import Result, plain_picture
 from flashdip.engine.run import Run, iterate
 from flashdip.engine.warm import Init, Warm, warm
@@ -259,7 +258,7 @@ def check(problem: Problem, config: FitConfig, truth: Tensor | None) -> None:
 
     Raises:
         ShapeError: It is no single fit, or the truth is not of its image's shape.
-        ConfigError: A residual that is no image is to be added back.
+        ConfigError: A residual that is not of pixels is to be added back.
     """
     if problem.fits != 1:
         raise ShapeError(f"observation: expected a single fit, [1, ...], got {problem.fits} fits")
@@ -268,11 +267,7 @@ def check(problem: Problem, config: FitConfig, truth: Tensor | None) -> None:
             f"truth: expected the restored image's shape {tuple(problem.shape)} (C, H, W), "
             f"got {tuple(truth.shape)}"
         )
-    if config.add_back and not isinstance(problem.operator, Identity):
-        raise ConfigError(
-            "add_back: expected 0 where not the image itself was measured, got "
-            f"{config.add_back:g} with the operator {type(problem.operator).__name__}"
-        )
+    check_add_back(config.add_back, problem.operator)
 
 
 def peak_memory(device: torch.device) -> int:

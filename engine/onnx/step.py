@@ -19,6 +19,7 @@ from flashdip.engine.onnx.fold import Folding
 from flashdip.engine.onnx.forward import downsampling
 from flashdip.engine.onnx.graph import Graph, Value
 from flashdip.engine.operators import Downsample, Identity, Mask
+from flashdip.engine.problems import check_add_back
 from flashdip.kernels import noise
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
         rate          learning rate at the start of the config's schedule, []
 
     Further outputs are "output", what the network drew, [1, C, h, w], its "loss", [], and "image",
-    what the fit has to show for itself: the average, or the output where there is none.
+    what the fit has to show for itself: the average, or the output where there is none, with the
+    share of the residual that the config adds back.
 
     Args:
         config: How it is fitted; the network's outputs are the image's channels.
@@ -55,7 +57,9 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
 
     Raises:
         UnavailableError: It is another operator, which ONNX does not know.
+        ConfigError: A residual that is not of pixels is to be added back.
     """
+    check_add_back(config.add_back, operator)
     notes = {"config": json.dumps(config.record()), "flashdip": metadata.version("flashdip")}
     return _step(config, shape, operator).model(notes)
 
@@ -82,7 +86,11 @@ def _step(config: FitConfig, shape: tuple[int, int, int], operator: object) -> G
     views = _views(network, parameters)
     image = network.forward(ops, views, x)
     output = image.crop({2: (0, height), 3: (0, width)})
-    loss, gradient = compare(output)
+    residual, pulled = compare(output)
+    loss, gradient = (
+        (residual * residual).mean((0, 1, 2, 3)).reshape(),
+        pulled * (2 / residual.size),
+    )
     beyond = {axis: (0, image.shape[axis] - output.shape[axis]) for axis in (2, 3)}
     ops.differentiate(image, gradient.pad(beyond))
     gradients = _flat([ops.gradient(view) for view in views], network)
@@ -91,13 +99,15 @@ def _step(config: FitConfig, shape: tuple[int, int, int], operator: object) -> G
     trained = adam(parameters, gradients, moments, step, rate, config)
     for name, value in zip(TRAINED, trained, strict=True):
         graph.output(value, f"next_{name}")
-    if config.average is None:
-        graph.output(graph.node("Identity", output), "image")
-    else:
+    shown = output
+    if config.average is not None:
         average = graph.input("average", output.shape)
         average = average + (output - average) * (1 - config.average)
         graph.output(average, "next_average")
-        graph.output(average / _started(step, config.average), "image")
+        shown = average / _started(step, config.average)
+    if config.add_back:
+        shown = shown - compare(shown)[1] * config.add_back
+    graph.output(graph.node("Identity", shown), "image")
     graph.output(step, "next_step")
     graph.output(output, "output")
     graph.output(loss, "loss")
@@ -198,9 +208,9 @@ def _flat(gradients: list[Value | None], network: Skip) -> Value:
 def _comparison(
     graph: Graph, shape: tuple[int, int, int], operator: object
 ) -> Callable[[Value], tuple[Value, Value]]:
-    """Declare what an output is compared with; return what gives its loss, and the gradient by it.
+    """Declare what an output is compared with; return what compares it.
 
-    The loss is the mean square of operator(output) - observation.
+    That gives operator(output) - observation, and the same pulled back by the operator's adjoint.
     """
     measure: Callable[[Value], Value]
     pull: Callable[[Value], Value]
@@ -228,7 +238,6 @@ def _comparison(
 
     def compare(output: Value) -> tuple[Value, Value]:
         residual = measure(output) - observation
-        loss = (residual * residual).mean((0, 1, 2, 3)).reshape()
-        return loss, pull(residual * (2 / residual.size))
+        return residual, pull(residual)
 
     return compare

@@ -478,8 +478,9 @@ def test_a_share_of_the_residual_is_added_back() -> None:
     measured[3:6, 4:9] = 0
     known = torch.zeros(1, 1, 21, 18)
     known[..., 10, :] = 1
+    observation = problem.observation * measured
     part = replace(
-        problem, observation=problem.observation * measured, measured=measured, known=known
+        problem, observation=observation, operator=Mask(measured), measured=measured, known=known
     )
     image = torch.rand(1, 3, 21, 18)
     found = part.finish(image, 0.25)
