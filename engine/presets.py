@@ -17,7 +17,9 @@ from flashdip.kernels.opset import Up
 TASKS = ("denoise", "superres", "inpaint", "dejpeg", "restore")
 DEFAULT = "balanced"
 _LITTLE, _MUCH = 17.5 / 255, 30 / 255  # noise, between which that of the paper's figures lies
-_SHORT = 150  # outputs in the windowed variance: over 200 it finds a brisk fit's best moment late
+# Outputs in the windowed variance: over 200 it finds a brisk fit's best moment late where there is
+# much noise, and a smooth one's where there is little.
+_SHORT, _SHORTER = 150, 100
 
 
 class Measured(NamedTuple):
@@ -74,14 +76,15 @@ _CLEAN = FitConfig(perturbation=0.03)
 
 # A short memory of the second moment halves the iterations, and the image is lost as fast as it
 # was gained. With bilinear enlargement the variance of the outputs finds the best moment: on four
-# photographs of 192x192, at noise of 15 to 50 and of photons, it lost 0.11 dB on average of what
-# the fit reached, and 0.43 at most (12 of the 16; with scales that start at one 0.12 at most); at
-# 64x64 it lost more than 1 dB. With the nearest pixel it comes late on textures and small pictures,
-# by up to 2.4 dB at noise of 15. There the residual, which falls below the noise at that moment,
-# lost 0.1 dB on average at noise of 15 and 25; where the noise is strong and its level a guess it
-# may fall far too early or never. So `quick` asks both, and above noise of 30 the variance alone;
-# of 150 outputs, for over 200 it came 40 iterations late. Over the same pictures and noises that
-# lost 0.06 dB on average and 0.33 at most, against the best of the iterations that it may take.
+# photographs of 192x192, at noise of 15 to 50 and of photons, it lost 0.06 dB on average of what
+# the fit reached, and 0.38 at most (14 of the 16; with scales that start at one 0.12 at most), at
+# noise of 15 over 100 outputs, as over 200 it lost up to 0.43 there; at 64x64 it lost more than 1
+# dB. With the nearest pixel it comes late on textures and small pictures, by up to 2.4 dB at noise
+# of 15. There the residual, which falls below the noise at that moment, lost 0.1 dB on average at
+# noise of 15 and 25; where the noise is strong and its level a guess it may fall far too early or
+# never. So `quick` asks both, and above noise of 30 the variance alone; of 150 outputs, for over
+# 200 it came 40 iterations late. Over the same pictures and noises that lost 0.06 dB on average and
+# 0.33 at most, against the best of the iterations that it may take.
 # Of the residual a twenty-fifth is added back, if noise is not above 30: at the best moment of
 # `quick` that brings 0.08 to 0.10 dB at noise of 25 and 0.10 to 0.13 at 15 (five pictures, one with
 # four seeds), more before it and half of that after; at 50 it brings nothing, or loses 0.09.
@@ -240,10 +243,11 @@ def preset(task: str, name: str = "default", sigma: float | None = None) -> FitC
     Those for denoising that are not the paper's adapt to the noise, in three classes, so that
     pictures of like noise can be fitted side by side. Noise below 17.5 of 255: what is left in the
     picture to fit is finer, and the best image comes later, so that a fit may take 1.6 times the
-    iterations. Noise above 30: the perturbation is 1.5 times as strong, as in the paper, so that
-    the image is lost more slowly, nothing of the residual is added back, and the rule "discrepancy"
-    is left out, which would end the fit too early; "es-wmv", left alone, looks at 150 outputs.
-    Between them, and where the noise is not known, they are as `PRESETS` has them.
+    iterations; "es-wmv", where it is the only rule, looks at 100 outputs. Noise above 30: the
+    perturbation is 1.5 times as strong, as in the paper, so that the image is lost more slowly,
+    nothing of the residual is added back, and the rule "discrepancy" is left out, which would end
+    the fit too early; "es-wmv", left alone, looks at 150 outputs. Between them, and where the noise
+    is not known, they are as `PRESETS` has them.
 
     Args:
         task: One of `TASKS`.
@@ -264,7 +268,9 @@ def preset(task: str, name: str = "default", sigma: float | None = None) -> FitC
     if task != "denoise" or name.startswith("published") or sigma is None:
         return config
     if sigma < _LITTLE:
-        return replace(config, iterations=round(1.6 * config.iterations))
+        alone = config.stop == ("es-wmv",)
+        window = _SHORTER if alone else config.window
+        return replace(config, iterations=round(1.6 * config.iterations), window=window)
     if sigma > _MUCH:
         strong = replace(config, perturbation=1.5 * config.perturbation, add_back=0.0)
         if "discrepancy" not in config.stop:
