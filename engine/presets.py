@@ -17,9 +17,7 @@ from flashdip.kernels.opset import Up
 TASKS = ("denoise", "superres", "inpaint", "dejpeg", "restore")
 DEFAULT = "balanced"
 _LITTLE, _MUCH = 17.5 / 255, 30 / 255  # noise, between which that of the paper's figures lies
-# Outputs in the windowed variance: over 200 it finds a brisk fit's best moment late where there is
-# much noise, and a smooth one's where there is little.
-_SHORT, _SHORTER = 150, 100
+_LONG, _SHORT, _SHORTER = 200, 150, 100  # outputs in the windowed variance
 
 
 class Measured(NamedTuple):
@@ -76,21 +74,27 @@ _CLEAN = FitConfig(perturbation=0.03)
 
 # A short memory of the second moment halves the iterations, and the image is lost as fast as it
 # was gained. With bilinear enlargement the variance of the outputs finds the best moment: on four
-# photographs of 192x192, at noise of 15 to 50 and of photons, it lost 0.06 dB on average of what
-# the fit reached, and 0.38 at most (14 of the 16; with scales that start at one 0.12 at most), at
-# noise of 15 over 100 outputs, as over 200 it lost up to 0.43 there; at 64x64 it lost more than 1
-# dB. With the nearest pixel it comes late on textures and small pictures, by up to 2.4 dB at noise
-# of 15. There the residual, which falls below the noise at that moment, lost 0.1 dB on average at
-# noise of 15 and 25; where the noise is strong and its level a guess it may fall far too early or
-# never. So `quick` asks both, and above noise of 30 the variance alone; of 150 outputs, for over
-# 200 it came 40 iterations late. Over the same pictures and noises that lost 0.06 dB on average and
-# 0.33 at most, against the best of the iterations that it may take.
+# photographs of 192x192, at noise of 15 to 50 and of photons, it lost 0.07 dB on average of what
+# the fit reached, and 0.26 at most (14 of the 16), over 100 outputs up to noise of 30, where over
+# 200 it lost up to 0.51; at 64x64 it lost more than 1 dB. With the nearest pixel it comes late on
+# textures and small pictures, by up to 2.4 dB at noise of 15. There the residual, which falls below
+# the noise at that moment, is the better rule; where the noise is strong and its level a guess it
+# may fall far too early or never. So `quick` asks both, and above noise of 30 the variance alone;
+# of 150 outputs, for over 200 it came 40 iterations late. At noise of 25 the residual is to come to
+# 0.995 of the noise, which lost 0.08 dB at most over these pictures (at 0.98: 0.47), at 15 to 0.98:
+# 0.27 at most, on three of them (at 0.995: 0.53).
 # Of the residual a twenty-fifth is added back, if noise is not above 30: at the best moment of
 # `quick` that brings 0.08 to 0.10 dB at noise of 25 and 0.10 to 0.13 at 15 (five pictures, one with
 # four seeds), more before it and half of that after; at 50 it brings nothing, or loses 0.09.
 _BRISK = FitConfig(betas=(0.8, 0.9), stop=("es-wmv",), patience=200)
-_SMOOTH = replace(_BRISK, patience=100, add_back=0.04)
-_QUICK = replace(_SMOOTH, betas=(0.8, 0.95), stop=("es-wmv", "discrepancy"), discrepancy=0.98)
+_SMOOTH = replace(_BRISK, patience=100, window=_SHORTER, add_back=0.04)
+_QUICK = replace(
+    _SMOOTH,
+    betas=(0.8, 0.95),
+    stop=("es-wmv", "discrepancy"),
+    window=_LONG,
+    discrepancy=0.995,
+)
 _CLEAN_BRISK = FitConfig(betas=(0.8, 0.9), perturbation=0.02, schedule="cosine")
 _CLEAN_LONG = FitConfig(betas=(0.9, 0.99), perturbation=0.03, schedule="cosine")
 
@@ -243,11 +247,11 @@ def preset(task: str, name: str = "default", sigma: float | None = None) -> FitC
     Those for denoising that are not the paper's adapt to the noise, in three classes, so that
     pictures of like noise can be fitted side by side. Noise below 17.5 of 255: what is left in the
     picture to fit is finer, and the best image comes later, so that a fit may take 1.6 times the
-    iterations; "es-wmv", where it is the only rule, looks at 100 outputs. Noise above 30: the
-    perturbation is 1.5 times as strong, as in the paper, so that the image is lost more slowly,
-    nothing of the residual is added back, and the rule "discrepancy" is left out, which would end
-    the fit too early; "es-wmv", left alone, looks at 150 outputs. Between them, and where the noise
-    is not known, they are as `PRESETS` has them.
+    iterations, and "discrepancy" waits for 0.98 of the noise. Noise above 30: the perturbation is
+    1.5 times as strong, as in the paper, so that the image is lost more slowly, nothing of the
+    residual is added back, and the rule "discrepancy" is left out, which would end the fit too
+    early; "es-wmv" looks at 150 outputs where it is left alone, and at 200 where it always was.
+    Between them, and where the noise is not known, they are as `PRESETS` has them.
 
     Args:
         task: One of `TASKS`.
@@ -267,14 +271,16 @@ def preset(task: str, name: str = "default", sigma: float | None = None) -> FitC
     config = PRESETS[key].config
     if task != "denoise" or name.startswith("published") or sigma is None:
         return config
+    by_residual = "discrepancy" in config.stop
     if sigma < _LITTLE:
-        alone = config.stop == ("es-wmv",)
-        window = _SHORTER if alone else config.window
-        return replace(config, iterations=round(1.6 * config.iterations), window=window)
+        share = 0.98 if by_residual else config.discrepancy
+        return replace(config, iterations=round(1.6 * config.iterations), discrepancy=share)
     if sigma > _MUCH:
-        strong = replace(config, perturbation=1.5 * config.perturbation, add_back=0.0)
-        if "discrepancy" not in config.stop:
-            return strong
-        rules = tuple(rule for rule in config.stop if rule != "discrepancy")
-        return replace(strong, stop=rules, window=_SHORT)
+        return replace(
+            config,
+            perturbation=1.5 * config.perturbation,
+            add_back=0.0,
+            stop=tuple(rule for rule in config.stop if rule != "discrepancy"),
+            window=_SHORT if by_residual else _LONG,
+        )
     return config

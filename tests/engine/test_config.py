@@ -91,9 +91,12 @@ def test_presets_adapt_to_the_noise(name: str) -> None:
     assert preset("denoise", name, 25 / 255) == usual
     little, much = (preset("denoise", name, level / 255) for level in (10, 50))
     longer = replace(usual, iterations=round(1.6 * usual.iterations))
-    assert little == replace(longer, window=200 if "discrepancy" in usual.stop else 100)
+    by_residual = "discrepancy" in usual.stop
+    assert little == replace(longer, discrepancy=0.98 if by_residual else 1.0)
+    assert usual.discrepancy == (0.995 if by_residual else 1.0)
+    assert usual.window == (200 if by_residual else 100)
     assert much.perturbation == pytest.approx(preset("denoise", "published-denoise50").perturbation)
-    assert much.window == (150 if "discrepancy" in usual.stop else usual.window)
+    assert much.window == (150 if by_residual else 200)
     assert much.stop == ("es-wmv",)
     assert usual.add_back > 0 == much.add_back
     calmer = replace(much, perturbation=usual.perturbation, add_back=usual.add_back)
