@@ -22,7 +22,7 @@ from flashdip.engine.ensemble import fit_runs
 from flashdip.engine.errors import ShapeError
 from flashdip.engine.events import Callback, Finished, Started
 from flashdip.engine.metrics import psnr
-from flashdip.engine.problems import Problem, check_add_back
+from flashdip.engine.problems import Problem
 from flashdip.engine.result import Result, plain_picture
 from flashdip.engine.run import Run, iterate
 from flashdip.engine.warm import Init, Warm, warm
@@ -72,7 +72,7 @@ def fit(
     """
     begun = time.perf_counter()
     tell: Callback = callback or (lambda event: None)
-    check(problem, config, truth)
+    check(problem, truth)
     if config.runs > 1:
         once = functools.partial(
             fit,
@@ -253,12 +253,11 @@ def measurement(problem: Problem, image: Tensor) -> dict[str, Tensor]:
     return found | {"measured": measured[0].cpu().contiguous()}
 
 
-def check(problem: Problem, config: FitConfig, truth: Tensor | None) -> None:
-    """Refuse what is no single fit, and a config or a truth that is not for it.
+def check(problem: Problem, truth: Tensor | None) -> None:
+    """Refuse what is no single fit, and a truth that is not its image's.
 
     Raises:
-        ShapeError: It is no single fit, or the truth is not of its image's shape.
-        ConfigError: A residual that is not of pixels is to be added back.
+        ShapeError: It is so.
     """
     if problem.fits != 1:
         raise ShapeError(f"observation: expected a single fit, [1, ...], got {problem.fits} fits")
@@ -267,7 +266,6 @@ def check(problem: Problem, config: FitConfig, truth: Tensor | None) -> None:
             f"truth: expected the restored image's shape {tuple(problem.shape)} (C, H, W), "
             f"got {tuple(truth.shape)}"
         )
-    check_add_back(config.add_back, problem.operator)
 
 
 def peak_memory(device: torch.device) -> int:

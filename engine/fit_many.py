@@ -184,7 +184,7 @@ def _tasks(
     tasks = []
     for index, problem in enumerate(_alike(problems)):
         truth = None if truths is None else truths[index]
-        check(problem, config, truth)
+        check(problem, truth)
         first = problems[0]
         for name, expected, found in (
             ("image", first.shape, problem.shape),

@@ -113,10 +113,10 @@ class Problem:
 
         Args:
             image: As it was drawn.
-            add_back: The share, in [0, 1); see `check_add_back`.
+            add_back: The share, in [0, 1). With other operators than `Identity` and `Mask` the
+                residual is none of pixels, and nothing is added back.
         """
-        if add_back:
-            assert isinstance(self.operator, Identity | Mask)
+        if add_back and isinstance(self.operator, Identity | Mask):
             residual = self.observation.to(image) - self.operator(image)
             if self.measured is not None:
                 residual = residual * (self.measured.to(image) > 0)
@@ -129,16 +129,3 @@ class Problem:
             return image
         source = self.observation if self.pasted is None else self.pasted
         return torch.where(self.known.to(image.device) > 0, source.to(image), image)
-
-
-def check_add_back(add_back: float, operator: object) -> None:
-    """Refuse to add a residual back to an image whose pixels it is not of.
-
-    Raises:
-        ConfigError: The share is above 0, and the operator neither `Identity` nor `Mask`.
-    """
-    if add_back and not isinstance(operator, Identity | Mask):
-        raise ConfigError(
-            "add_back: expected 0 where not pixels themselves were measured, got "
-            f"{add_back:g} with the operator {type(operator).__name__}"
-        )

@@ -91,7 +91,7 @@ def fit_tiled(
         OutputError: The folder cannot be written to.
     """
     tell: Callback = callback or (lambda event: None)
-    check(problem, config, truth)
+    check(problem, truth)
     tiling.check(problem)
     place = Place.choose(problem, config, backend, device, notes)
     begins = None if init is None else warm(init, place.config, tiling.image_side).digest

@@ -37,10 +37,10 @@ def overfit(
         callback: Receives `Progress`.
 
     Returns:
-        "iterations", and "decibels" of the averaged output at each; "best": the iteration of the
-        highest and its decibels; "end": the last; and in "rules" for each rule the iteration whose
-        image it takes, its decibels, and "stopped", the iteration at which it ends the fit
-        (None: it does not). A rule that takes none has None for all three.
+        "iterations", and "decibels" of the averaged output at each, nothing added back; "best": the
+        iteration of the highest and its decibels; "end": the last; and in "rules" for each rule the
+        iteration whose image it takes, its decibels, and "stopped", the iteration at which it ends
+        the fit (None: it does not). A rule that takes none has None for all three.
 
     Raises:
         DivergedError: The loss is not finite any more.

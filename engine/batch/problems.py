@@ -113,7 +113,7 @@ def run(
     jobs = []
     for index, problem in enumerate(problems):
         truth = None if truths is None else truths[index]
-        check(problem, config, truth)
+        check(problem, truth)
         own = config if seeds is None else replace(config, seed=seeds[index])
         Stopping(own, problem.sigma)
         jobs.append(_job(index, problem, own, truth))

@@ -19,7 +19,6 @@ from flashdip.engine.onnx.fold import Folding
 from flashdip.engine.onnx.forward import downsampling
 from flashdip.engine.onnx.graph import Graph, Value
 from flashdip.engine.operators import Downsample, Identity, Mask
-from flashdip.engine.problems import check_add_back
 from flashdip.kernels import noise
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
 
     Further outputs are "output", what the network drew, [1, C, h, w], its "loss", [], and "image",
     what the fit has to show for itself: the average, or the output where there is none, with the
-    share of the residual that the config adds back.
+    share of the residual that the config adds back; see `Problem.finish`.
 
     Args:
         config: How it is fitted; the network's outputs are the image's channels.
@@ -57,9 +56,7 @@ def write_step(config: FitConfig, shape: tuple[int, int, int], operator: object)
 
     Raises:
         UnavailableError: It is another operator, which ONNX does not know.
-        ConfigError: A residual that is not of pixels is to be added back.
     """
-    check_add_back(config.add_back, operator)
     notes = {"config": json.dumps(config.record()), "flashdip": metadata.version("flashdip")}
     return _step(config, shape, operator).model(notes)
 
@@ -87,10 +84,8 @@ def _step(config: FitConfig, shape: tuple[int, int, int], operator: object) -> G
     image = network.forward(ops, views, x)
     output = image.crop({2: (0, height), 3: (0, width)})
     residual, pulled = compare(output)
-    loss, gradient = (
-        (residual * residual).mean((0, 1, 2, 3)).reshape(),
-        pulled * (2 / residual.size),
-    )
+    loss = (residual * residual).mean((0, 1, 2, 3)).reshape()
+    gradient = pulled * (2 / residual.size)
     beyond = {axis: (0, image.shape[axis] - output.shape[axis]) for axis in (2, 3)}
     ops.differentiate(image, gradient.pad(beyond))
     gradients = _flat([ops.gradient(view) for view in views], network)
@@ -105,7 +100,7 @@ def _step(config: FitConfig, shape: tuple[int, int, int], operator: object) -> G
         average = average + (output - average) * (1 - config.average)
         graph.output(average, "next_average")
         shown = average / _started(step, config.average)
-    if config.add_back:
+    if config.add_back and isinstance(operator, Identity | Mask):
         shown = shown - compare(shown)[1] * config.add_back
     graph.output(graph.node("Identity", shown), "image")
     graph.output(step, "next_step")

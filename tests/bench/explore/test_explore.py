@@ -117,7 +117,9 @@ def test_too_long_a_fit_loses_what_it_had_and_each_rule_is_told() -> None:
     config = preset("denoise", "quick").override(
         {"network.down": "16,32,64", "network.inputs": "16", "precision": "fp32", "window": "20"}
     )
-    config = config.override({"iterations": "300", "patience": "10", "average": "0.9"})
+    config = config.override(
+        {"iterations": "300", "patience": "10", "average": "0.9", "add_back": "0"}
+    )
     problem = Problem(tensor(noisy), (3, 32, 32), sigma=40 / 255)
     found = overfit(problem, tensor(clean), config, device="cpu")
     best, end = found["best"], found["end"]
