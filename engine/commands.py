@@ -114,8 +114,8 @@ def presets(
 ) -> None:
     """List the presets of each task, with what ours were seen to give and cost.
 
-    Gain and seconds are of one picture of 256x256 pixels on two cores of an AMD EPYC: Zen 5, or,
-    where it says so, the slower Zen 3. 'flashdip parity' measures them on yours.
+    Gain and seconds are of one picture of 256x256 pixels on two cores of an AMD EPYC (Zen 5), or,
+    where it says so, of a slower Intel Xeon (Skylake). 'flashdip parity' measures them on yours.
     """
     from flashdip.engine.presets import DEFAULT, PRESETS, TASKS
 
@@ -156,8 +156,8 @@ def presets(
     seen = ((task, preset.measured) for (task, _), preset in PRESETS.items())
     of = dict.fromkeys(f"{task}: {measured.picture}" for task, measured in seen if measured)
     console.print(
-        "\nSeen once, pictures of 256x256, on two cores of an AMD EPYC (Zen 5 in bfloat16; Zen 3, "
-        "where it says so, in float32): PSNR gained, and iterations times the seconds of one. "
+        "\nSeen once, pictures of 256x256, on two cores of an AMD EPYC (Zen 5, in bfloat16; where it "
+        "says so, of an Intel Xeon, Skylake, in float32): PSNR gained, and iterations times the seconds of one. "
         f"{'; '.join(of)}.",
         style="dim",
         highlight=False,
