@@ -157,8 +157,8 @@ def presets(
     of = dict.fromkeys(f"{task}: {measured.picture}" for task, measured in seen if measured)
     console.print(
         "\nSeen once, pictures of 256x256, on two cores of an AMD EPYC (Zen 5, in bfloat16) or, "
-        "where it says so, of an Intel Xeon (Skylake, in float32): PSNR gained, and iterations times the "
-        "seconds of one. "
+        "where it says so, of an Intel Xeon (Skylake, in float32): PSNR gained, and "
+        "iterations times the seconds of one. "
         f"{'; '.join(of)}.",
         style="dim",
         highlight=False,
