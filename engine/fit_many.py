@@ -37,7 +37,8 @@ class _Task:
     """A problem in line, and its place in it."""
 
     index: int
-    problem: Problem
+    given: Problem
+    problem: Problem  # the same, with an operator of the line's kind
     config: FitConfig  # of a single run, with the task's own seed
     truth: Tensor | None
     run: int
@@ -203,7 +204,7 @@ def _tasks(
                 config, seed=seed + run, network=outputs, runs=1, budget=budget
             )
             Stopping(own, problem.sigma)
-            tasks.append(_Task(index, problem, own, truth, run))
+            tasks.append(_Task(index, problems[index], problem, own, truth, run))
     return tasks
 
 
@@ -273,7 +274,7 @@ def _results(
         """Yield the result of a run that is over, if it has one."""
         task = fit.task
         try:
-            found = outcome(fit.run, task.problem, task.truth, place, fit.setup)
+            found = outcome(fit.run, task.given, task.truth, place, fit.setup)
         except DivergedError:
             lost.append(task.index)
         else:

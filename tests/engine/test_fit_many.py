@@ -115,7 +115,7 @@ def test_each_problem_has_its_own_operator() -> None:
         for index, m in enumerate(known)
     ]
     line += [Problem(image(2), SHAPE, sigma=0.1)]
-    config = replace(TINY, iterations=10)
+    config = replace(TINY, iterations=10, add_back=0.25)
     for chosen in (line, [*line, Problem(2 * image(3), SHAPE, lambda x: 2 * x, 0.2)]):
         results = dict(fit_many(chosen, config, at_once=2, device="cpu"))
         for index, problem in enumerate(chosen):
