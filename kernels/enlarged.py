@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flashdip.kernels import fitwise, reflected
+from flashdip.kernels import fitwise, recall, reflected
 from flashdip.kernels.opset import EPS, Pad
 from flashdip.kernels.phases import constant, phases, taps
 
@@ -154,7 +154,7 @@ class _NormSmoothed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        near = _depthwise(F.pad(x, (1,) * 4, mode="replicate"), _SHARE)
+        near = recall.made(_near(x), _near, x)
         pixels = x.shape[2] * x.shape[3]
         total, product = fitwise.sums(near, x, torch.zeros_like(gamma))
         mean = total / pixels  # of `near` as of x
@@ -162,7 +162,8 @@ class _NormSmoothed(torch.autograd.Function):
         root = torch.rsqrt(variance.clamp_(min=0) + EPS)
         scale = gamma * root
         ctx.save_for_backward(x, near, mean, root, scale)
-        return fitwise.affine(x, scale, beta - mean * scale)
+        shift = beta - mean * scale
+        return recall.made(fitwise.affine(x, scale, shift), fitwise.affine, x, scale, shift)
 
     @staticmethod
     @once_differentiable
@@ -178,6 +179,10 @@ class _NormSmoothed(torch.autograd.Function):
 
 # A'A over the enlarged map's twice as many pixels, along both axes.
 _SHARE = torch.outer(*[torch.tensor([3.0, 10.0, 3.0]) / 16] * 2)
+
+
+def _near(x: Tensor) -> Tensor:
+    return _depthwise(reflected.replicated(x), _SHARE)
 
 
 def norm(x: Tensor, gamma: Tensor, beta: Tensor, smooth: bool) -> Tensor:

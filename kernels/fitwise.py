@@ -62,8 +62,34 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
-        dx = multiply(dy, weight.mT) if ctx.needs_input_grad[0] else None
-        return dx, weight_gradient(dy, x)
+        d_weight = weight_gradient(dy, x)
+        del x  # which may have been made for this only
+        return multiply(dy, weight.mT) if ctx.needs_input_grad[0] else None, d_weight
+
+
+def narrow_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute `product` where few channels go in or come out, in BLAS."""
+    y: Tensor = _NarrowProduct.apply(x, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _NarrowProduct(torch.autograd.Function):
+    """See `narrow_product`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _pixels(_times(_rows(x), weight.mT), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        d_weight = _times(_rows(dy).mT, _rows(x))
+        if not ctx.needs_input_grad[0]:
+            return None, d_weight
+        del x  # which may have been made for this only
+        return _pixels(_times(_rows(dy), weight), dy), d_weight
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
@@ -75,8 +101,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     more than the product, and BLAS has the cheaper one (measured).
     """
     if x.shape[2] * x.shape[3] < _FEW:
-        rows: Tensor = torch.bmm(_rows(x), weight.mT).unflatten(1, x.shape[2:])
-        return rows.permute(0, 3, 1, 2)
+        return _pixels(torch.bmm(_rows(x), weight.mT), x)
     parts = [F.conv2d(_lines(own), w[:, :, None, None]) for own, w in zip(x, weight, strict=True)]
     pixels = [y.permute(0, 2, 3, 1).flatten(0, 1)[None] for y in parts]  # [1, H, W, O]
     return _joined(pixels).permute(0, 3, 1, 2)
@@ -131,6 +156,17 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply the matrices of each fit."""
+    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
+
+
+def _pixels(rows: Tensor, like: Tensor) -> Tensor:
+    """View a matrix of pixels [F, H W, C] as a map of the height and width of another."""
+    y: Tensor = rows.unflatten(1, like.shape[2:])
+    return y.permute(0, 3, 1, 2)
+
+
 def _lines(x: Tensor) -> Tensor:
     """View a map [C, H, W] as H images of one line, [H, C, 1, W]."""
     return x.permute(1, 0, 2)[:, :, None]
@@ -150,6 +186,30 @@ def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
             for f in range(len(x))
         ]
     )
+
+
+def norm_(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `norm` in place; return means and reciprocal standard deviations, [F, C]."""
+    mean, root = torch.empty_like(gamma), torch.empty_like(gamma)
+    for own, g, b, m, r in zip(x.split(1), gamma, beta, mean, root, strict=True):
+        torch.ops.aten.native_batch_norm.out(
+            own, g, b, None, None, True, 0.0, EPS, out=own, save_mean=m, save_invstd=r
+        )
+    return mean, root
+
+
+def norm_gradients(
+    dy: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, root: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `norm`'s x, gamma and beta, of its statistics, [F, C] each."""
+    parts = [
+        torch.ops.aten.native_batch_norm_backward(
+            of, own, g, None, None, m, r, True, EPS, (True, True, True)
+        )
+        for of, own, g, m, r in zip(dy.split(1), x.split(1), gamma, mean, root, strict=True)
+    ]
+    dx, d_gamma, d_beta = zip(*parts, strict=True)
+    return _joined(list(dx)), torch.stack(d_gamma), torch.stack(d_beta)
 
 
 def sums(y: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Against `reference` exact algebra saves work: a bias that a norm follows is drop
 convolution of an enlarged map is done on the small map.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam as adam_step
 
-from flashdip.kernels import enlarged, fitwise, reference, thin
+from flashdip.kernels import activated, enlarged, fitwise, recall, reference, thin
 from flashdip.kernels.opset import SLOPE, Activation, Down, Pad, Up
 
 _THIN = 16  # a map of fewer channels lies in planes: norms pass over a few long rows faster
@@ -55,7 +56,7 @@ def conv_norm_act(
         y = _conv(x, weight, stride, pad)
     else:
         y = reference.pool(_conv(x, weight, 1, pad), stride, down)
-    return _activate(fitwise.norm(y, gamma, beta), act)
+    return _norm_act(y, gamma, beta, act)
 
 
 def join_conv(
@@ -87,7 +88,7 @@ def join_conv(
         y = enlarged.conv(enlarged.norm(deep, gammas[1], betas[1], smooth), weights[1], pad, smooth)
         if skip is not None:
             y += _conv(fitwise.norm(skip, gammas[0], betas[0]), weights[0], 1, pad)
-        return _activate(fitwise.norm(y, gamma, beta), act)
+        return _norm_act(y, gamma, beta, act)
     joined = F.interpolate(deep, scale_factor=2, mode=up)
     if skip is not None:
         joined = reference.concatenate(skip, joined)
@@ -167,7 +168,8 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
         x = F.pad(x, (margin,) * 4, mode="reflect" if pad == "reflection" else "constant")
         return thin.conv(x, weight)
     if pad == "reflection":
-        x, margin = F.pad(x, (margin,) * 4, mode="reflect"), 0
+        reflect = functools.partial(F.pad, pad=(margin,) * 4, mode="reflect")
+        x, margin = recall.made(reflect(x), reflect, x), 0
     return fitwise.conv(x, weight, stride, margin)
 
 
@@ -176,17 +178,13 @@ def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     # A product with few channels on either side is bound by memory, and BLAS does as well.
     if x.dtype == torch.float32 and x.is_cpu and min(weight.shape[1:3]) >= _THIN:
         return fitwise.product(x, weight.flatten(2))
-    rows = x.permute(0, 2, 3, 1)  # [F, H, W, I], contiguous
-    if len(x) == 1:
-        y = F.linear(rows, weight.reshape(weight.shape[1:3]))
-    else:
-        own = zip(rows.split(1), weight.flatten(2), strict=True)
-        y = torch.cat([F.linear(row, w) for row, w in own])
-    y = y.permute(0, 3, 1, 2)
+    y = fitwise.narrow_product(x, weight.flatten(2))
     return y.contiguous() if y.shape[1] < _THIN else y
 
 
-def _activate(x: Tensor, act: Activation) -> Tensor:
-    if act == "LeakyReLU":
-        return F.leaky_relu_(x, SLOPE)
-    return reference.activate(x, act)
+def _norm_act(y: Tensor, gamma: Tensor, beta: Tensor, act: Activation) -> Tensor:
+    leaky = act == "LeakyReLU"
+    if leaky and recall.active() and y.is_contiguous(memory_format=torch.channels_last):
+        return activated.norm_act(y, gamma, beta)
+    z = fitwise.norm(y, gamma, beta)
+    return F.leaky_relu_(z, SLOPE) if leaky else reference.activate(z, act)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flashdip.kernels import recall
 from flashdip.kernels.phases import SEEN
 
 
@@ -51,12 +52,17 @@ def _taps() -> Tensor:
 TAPS = _taps()
 
 
+def replicated(x: Tensor) -> Tensor:
+    """Pad a map by its own border, by one pixel."""
+    return F.pad(x, (1,) * 4, mode="replicate")
+
+
 class _Frame(torch.autograd.Function):
     """See `frame`; takes what the sides and corners see, [F, 20, O, C]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-        padded = F.pad(x, (1,) * 4, mode="replicate")
+        padded = recall.made(replicated(x), replicated, x)
         ctx.save_for_backward(padded, taps)  # the former is kept by the convolution as well
         strips = _strips(padded)
         lines = torch.bmm(_windows(strips), _matrices(taps)).view(len(x), 4, -1, taps.shape[2])
@@ -86,13 +92,13 @@ class _Frame(torch.autograd.Function):
             d_strips[:, :2, edge] -= d_turns[:, :, turn]
 
         dx = torch.ops.aten.replication_pad2d_backward(d_padded, x, (1,) * 4)
-        for side, (inner, edge) in enumerate(zip(_lines(dx, 1), _lines(dx, 0), strict=True)):
-            length = inner.shape[1]
+        for side, (second, first) in enumerate(zip(_lines(dx, 1), _lines(dx, 0), strict=True)):
+            length = second.shape[1]
             strip = d_strips[:, side, 1 : length + 1]
             strip[:, 0] += d_strips[:, side, 0]
             strip[:, -1] += d_strips[:, side, length + 1]
-            inner += strip
-            edge -= strip
+            second += strip
+            first -= strip
         d_sides = d_matrices.view(len(x), 4, 2, channels, 2, -1).permute(0, 1, 4, 2, 5, 3)
         return dx, torch.cat([d_sides.flatten(1, 3), d_corners.flatten(1, 2)], 1)
 

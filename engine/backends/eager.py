@@ -1,5 +1,6 @@
 """Backends that run an op set of plain torch calls, eagerly: `reference` and `native`."""
 
+import contextlib
 import functools
 import importlib
 from dataclasses import replace
@@ -21,6 +22,7 @@ from flashdip.engine.problems import Problem
 from flashdip.kernels import noise
 from flashdip.kernels.memory import give_back, on_glibc
 from flashdip.kernels.opset import OpSet
+from flashdip.kernels.recall import recalling
 
 
 class EagerBackend:
@@ -29,8 +31,9 @@ class EagerBackend:
     Args:
         name: Of the backend, and of its op set in `flashdip.kernels`.
         precisions: What activations can be stored in.
-        records: Whether a longer fit's operations are recorded where it runs on a CPU, and repeated
-            without autograd; see `flashdip.engine.backends.recorded`.
+        records: Whether on a CPU the operations of a longer fit are recorded, and repeated without
+            autograd (`flashdip.engine.backends.recorded`); where they work on large maps, some of
+            these are made anew instead of kept (`flashdip.kernels.recall`).
     """
 
     def __init__(self, name: str, precisions: tuple[str, ...], records: bool = False) -> None:
@@ -66,18 +69,21 @@ class EagerBackend:
     ) -> int:
         """Return the bytes that one fit takes at most; see `flashdip.engine.backends.probe`."""
         config = replace(config, network=replace(config.network, outputs=shape[0]))
-        maps = self._kept(config.network, precision, device)
         size = config.network.network_size(*shape[1:])
+        recalls = self._recalls(device, _widest(config.network, *size, DTYPES[precision]))
+        maps = self._kept(config.network, precision, device, recalls)
         heap = device.type == "cpu" and on_glibc()
         beside = state(config, shape, _wide(DTYPES[precision]).itemsize)
         return beside + (maps.taken(*size) if heap else maps.used(*size))
 
     @functools.cache  # noqa: B019 - there are two backends, and they stay
-    def _kept(self, network: SkipConfig, precision: str, device: torch.device) -> Kept:
+    def _kept(
+        self, network: SkipConfig, precision: str, device: torch.device, recalls: bool
+    ) -> Kept:
         def step(config: FitConfig, problem: Problem) -> EagerStep:
             return EagerStep(self.ops(), problem, config, device, DTYPES[precision], None)
 
-        return kept(FitConfig(network=network), step)
+        return kept(FitConfig(network=network), step, recalls)
 
     def prepare(
         self,
@@ -89,8 +95,19 @@ class EagerBackend:
     ) -> "EagerStep":
         """Build the step; nothing is compiled."""
         step = EagerStep(self.ops(), problem, config, device, DTYPES[precision], truth)
-        step.records = self.records and device.type == "cpu" and _worth_recording(step)
+        height, width = step.z.shape[2:]
+        widest = len(step.slots) * _widest(config.network, height, width, step.dtype)
+        step.recalls = self._recalls(device, widest)
+        step.records = (
+            self.records
+            and device.type == "cpu"
+            and not step.recalls
+            and config.iterations >= _LONG
+        )
         return step
+
+    def _recalls(self, device: torch.device, widest: int) -> bool:
+        return self.records and device.type == "cpu" and widest >= _WIDE
 
     def ops(self) -> OpSet[Tensor]:
         """Return the op set."""
@@ -103,6 +120,7 @@ class EagerStep(HostedStep):
 
     Attributes:
         records: Whether the second iteration is recorded, and repeated from then on.
+        recalls: Whether maps are made anew instead of kept; see `flashdip.kernels.recall`.
         recording: Of that one.
     """
 
@@ -116,7 +134,8 @@ class EagerStep(HostedStep):
         truth: Tensor | None,
     ) -> None:
         self.ops, self.config, self.dtype = ops, config, dtype
-        self.records, self._eager = False, 0  # iterations that were made eagerly
+        self.records, self.recalls = False, False
+        self._eager = 0  # iterations that were made eagerly
         self.recording: Recording | None = None
         self.network = Skip(config.network)
         self.size = problem.shape[1:]
@@ -185,7 +204,7 @@ class EagerStep(HostedStep):
         # The first iteration lets libraries choose their kernels.
         recorder = Recorder() if self.records and self._eager > 1 else None
         part = recorder.part if recorder else unrecorded
-        with part(x) as kept:
+        with part(x) as kept, recalling() if self.recalls else contextlib.nullcontext():
             whole = self.network.forward(self.ops, self.leaves, x)
             kept.append(whole)
         output, loss, slope = self._compare(whole)
@@ -201,6 +220,8 @@ class EagerStep(HostedStep):
             del whole, pulled, gradients, kept
             give_back()  # where the maps lay that are to lie in the recording's own memory
             self.recording = Recording(recorder)
+        elif self.recalls and self._eager == 1:
+            give_back()  # where the maps lay before libraries took what they keep
         return output, loss
 
     def _compare(self, whole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,12 +260,9 @@ _LONG = 100  # iterations, from which on recording, which takes as long as a few
 _WIDE = 1 << 24  # bytes of a map, from which on operations take far longer than to call them
 
 
-def _worth_recording(step: EagerStep) -> bool:
-    """Return whether a fit is long enough, and of operations that are short enough."""
-    height, width = step.z.shape[2:]
-    channels = max(step.config.network.down[0], (step.config.network.up or (0,))[0])
-    pixels = channels * height * width * len(step.slots)
-    return step.config.iterations >= _LONG and pixels * step.dtype.itemsize < _WIDE
+def _widest(network: SkipConfig, height: int, width: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the largest map of one fit."""
+    return max(network.down[0], (network.up or (0,))[0]) * height * width * dtype.itemsize
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

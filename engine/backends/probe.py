@@ -4,7 +4,8 @@ Autograd says what it keeps for the backward pass (`saved_tensors_hooks`). Each 
 the network's input, or a quarter of it, and so on, and may have a margin, so that their bytes are
 exactly a H W + b (H + W) + c; three square inputs give a, b and c, for any network and op set. The
 most is in use when the backward pass has just begun: all that is kept, and one more map of the
-largest size, a gradient. That is within 1 % of what torch's allocator counts.
+largest size, a gradient. That is within 1 % of what torch's allocator counts. Where maps are
+recalled, so that less is kept, it is when the outermost norm is differentiated, in three.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from flashdip.engine.backends.observe import spread
 from flashdip.engine.config import FitConfig
@@ -21,6 +23,7 @@ from flashdip.engine.networks.skip import Skip
 from flashdip.engine.problems import SMALLEST_SIDE, Problem
 from flashdip.kernels import noise
 from flashdip.kernels.memory import kept_pages
+from flashdip.kernels.recall import recalling
 
 # What glibc's heap takes, from which the maps come (`flashdip.kernels.memory`), over what is in use
 # in it: a share, the convolutions' own work space in it, and some maps of the largest size, as what
@@ -28,6 +31,8 @@ from flashdip.kernels.memory import kept_pages
 # Fitted to 13 narrow and wide networks, 256 to 1024 pixels a side, float32 and bfloat16, which took
 # 0.92 to 1.09 of it.
 _SHARE, _SPOILT = 1.1, 7.5
+# Where maps are recalled fewer are spoilt: fitted to 8 such, which took 0.68 to 1.14 of it.
+_SPOILT_RECALLING = 2.5
 # Images beside the network, of each fit: truth, measured, output, average, the last two again in
 # the good state, and the newest output and its gradient.
 _IMAGES = 8
@@ -52,39 +57,49 @@ class Kept(NamedTuple):
 
     Attributes:
         terms: a, b and c of each map's bytes, a H W + b (H + W) + c, [3, maps].
+        recalls: Whether others are made anew; see `flashdip.kernels.recall`.
     """
 
     terms: NDArray[np.float64]
+    recalls: bool
 
     def used(self, height: int, width: int) -> int:
         """Return the most bytes that are in use, for a network input of this size."""
-        maps = self._maps(height, width)
-        return round(float(maps.sum() + maps.max()))
+        kept = float(self._maps(height, width).sum())
+        return round(kept + (3 if self.recalls else 1) * self._largest(height, width))
 
     def taken(self, height: int, width: int) -> int:
         """Return the bytes that glibc's heap takes for them."""
-        spoilt = _SPOILT * float(self._maps(height, width).max())
-        return round(_SHARE * self.used(height, width) + spoilt)
+        spoilt = _SPOILT_RECALLING if self.recalls else _SPOILT
+        return round(_SHARE * self.used(height, width) + spoilt * self._largest(height, width))
+
+    def _largest(self, height: int, width: int) -> float:
+        maps = self._maps(height, width)
+        # The first one is the network's input, which is not differentiated.
+        return float(max(maps[1:] if self.recalls else maps))
 
     def _maps(self, height: int, width: int) -> NDArray[np.float64]:
         return np.array([height * width, height + width, 1.0]) @ self.terms
 
 
-def kept(config: FitConfig, step: Callable[[FitConfig, Problem], Differentiable]) -> Kept:
+def kept(
+    config: FitConfig, step: Callable[[FitConfig, Problem], Differentiable], recalls: bool
+) -> Kept:
     """Find out what the maps of one fit take.
 
     Args:
         config: How it is fitted.
         step: Prepares a problem.
+        recalls: Whether maps are made anew where that can be; see `flashdip.kernels.recall`.
     """
     least = max(config.network.network_size(SMALLEST_SIDE, SMALLEST_SIDE))
     sides = [least + more * (1 << config.network.levels) for more in range(3)]
     with kept_pages():  # which are given back at the end
-        seen = [_seen(step(config, _blank(config, side))) for side in sides]
+        seen = [_seen(step(config, _blank(config, side)), recalls) for side in sides]
     # Through three points there is one parabola.
     terms = np.polyfit(sides, seen, 2)
     terms[1] /= 2
-    return Kept(terms)
+    return Kept(terms, recalls)
 
 
 def state(config: FitConfig, shape: tuple[int, int, int], wide: int) -> int:
@@ -113,17 +128,17 @@ def _blank(config: FitConfig, side: int) -> Problem:
     return Problem(torch.zeros(1, *shape), shape)
 
 
-def _seen(step: Differentiable) -> list[int]:
+def _seen(step: Differentiable, recalls: bool) -> list[int]:
     """Return the bytes of each map that autograd keeps in one iteration, in order."""
     own = step.parameters.untyped_storage().data_ptr()
     storages: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() != own:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with recalling(note) if recalls else saved_tensors_hooks(note, lambda tensor: tensor):
         step.advance(1)
     return list(storages.values())

@@ -35,9 +35,13 @@ CORNERS = [PRESETS[key].config.network for key in PRESETS if key[1] == "publishe
 
 
 @pytest.mark.parametrize("network", CORNERS, ids=["restore2", "bilinear", "max", "wide"])
-@pytest.mark.parametrize("backend", [NATIVE, REFERENCE], ids=lambda backend: backend.name)
+@pytest.mark.parametrize(
+    ("backend", "recalls"),
+    [(NATIVE, False), (NATIVE, True), (REFERENCE, False)],
+    ids=["native", "recalling", "reference"],
+)
 def test_three_sizes_tell_every_map_of_all_others(
-    backend: EagerBackend, network: SkipConfig
+    backend: EagerBackend, recalls: bool, network: SkipConfig
 ) -> None:
     """To the byte, of a picture that is no square."""
 
@@ -47,8 +51,9 @@ def test_three_sizes_tell_every_map_of_all_others(
     config = FitConfig(network=network)
     height, width = network.network_size(100, 230)
     one = step(config, Problem(torch.zeros(1, 3, height, width), (3, height, width)))
-    found = probe._seen(one)
-    assert probe.kept(config, step).used(height, width) == sum(found) + max(found)
+    found = probe._seen(one, recalls)
+    more = 3 * max(found[1:]) if recalls else max(found)
+    assert probe.kept(config, step, recalls).used(height, width) == sum(found) + more
 
 
 def test_the_kernels_plan_counts_for_triton() -> None:

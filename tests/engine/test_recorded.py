@@ -131,12 +131,13 @@ def test_it_goes_with_its_step() -> None:
 
 
 def test_it_is_recorded_where_that_pays() -> None:
-    """In a longer fit of smaller maps, by the native backend."""
+    """In a longer fit of smaller maps, by the native backend; of large ones some are recalled."""
 
     def records(config: FitConfig, side: int = 64, backend: object = NATIVE) -> bool:
         problem = Problem(torch.zeros(1, 3, side, side), (3, side, side))
         step = backend.prepare(problem, config, CPU, "fp32", None)  # type: ignore[attr-defined]
         assert isinstance(step, EagerStep)
+        assert step.recalls == (backend is NATIVE and side == 256)
         return step.records
 
     quick = PRESETS["denoise", "quick"].config
@@ -145,6 +146,21 @@ def test_it_is_recorded_where_that_pays() -> None:
     assert not records(replace(quick, iterations=99))
     published = PRESETS["denoise", "published-denoise"].config
     assert records(published) and not records(published, side=256)
+
+
+def test_a_fit_that_recalls_is_the_same() -> None:
+    """The first image has the same bits, and the next ones differ by rounding."""
+    config = replace(PRESETS["denoise", "published-denoise"].config)
+    config = replace(config, network=replace(config.network, down=(16, 24), scale="one"))
+    steps = [prepared(replace(config, iterations=100), False) for _ in range(2)]
+    steps[1].recalls = True
+    for at in range(3):
+        for step in steps:
+            step.advance(1)
+        one, other = (step.slots[0].image() for step in steps)
+        if at == 0:
+            assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 def test_parts_are_repeated_with_what_they_are_given() -> None:
