@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 from flashdip.kernels import fitwise
 from flashdip.kernels.opset import SLOPE
 
-# The rounding, relative to a channel's spread, up to which the way back is taken; in 16 bits, whose
-# own is more, up to twice that.
+# The result is rounded relative to its shift, and what is wanted back is spread by its scale. So
+# the scale has to be at least a part of the shift: what makes that error _ROUNDING, or in 16 bits a
+# half, which makes it as large as that of storing a map.
 _ROUNDING, _HALF = 0.5**18, 0.5
 
 
