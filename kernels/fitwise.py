@@ -44,9 +44,15 @@ class _Shifted(torch.autograd.Function):
         return dx, shifted.weight_gradient(dy, x, weight.shape[2:], ctx.stride), None
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply the channels of each pixel, x [F, I, H, W], by the fit's weights [F, O, I]."""
-    y: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
+def product(x: Tensor, weight: Tensor, blas: bool = False) -> Tensor:
+    """Multiply the channels of each pixel, x [F, I, H, W], by the fit's weights [F, O, I].
+
+    Args:
+        x: In channels-last memory.
+        weight: In the map's dtype.
+        blas: Whether BLAS does it at any size; see `multiply`.
+    """
+    y: Tensor = _Product.apply(x, weight, blas)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -54,45 +60,22 @@ class _Product(torch.autograd.Function):
     """See `product`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, blas: bool) -> Tensor:
+        ctx.blas = blas
         ctx.save_for_backward(x, weight)
-        return multiply(x, weight)
+        return multiply(x, weight, blas)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
-        d_weight = weight_gradient(dy, x)
+        d_weight = weight_gradient(dy, x, ctx.blas)
         del x  # which may have been made for this only
-        return multiply(dy, weight.mT) if ctx.needs_input_grad[0] else None, d_weight
+        dx = multiply(dy, weight.mT, ctx.blas) if ctx.needs_input_grad[0] else None
+        return dx, d_weight, None
 
 
-def narrow_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Compute `product` where few channels go in or come out, in BLAS."""
-    y: Tensor = _NarrowProduct.apply(x, weight)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _NarrowProduct(torch.autograd.Function):
-    """See `narrow_product`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _pixels(_times(_rows(x), weight.mT), x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor]:
-        x, weight = ctx.saved_tensors
-        d_weight = _times(_rows(dy).mT, _rows(x))
-        if not ctx.needs_input_grad[0]:
-            return None, d_weight
-        del x  # which may have been made for this only
-        return _pixels(_times(_rows(dy), weight), dy), d_weight
-
-
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
+def multiply(x: Tensor, weight: Tensor, blas: bool = False) -> Tensor:
     """Compute `product`, without a record for autograd.
 
     Each line of pixels is convolved as an image of its own. That changes nothing but the library:
@@ -100,20 +83,20 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     in float32; in oneDNN they are 2.4 times as fast on a Zen 5 core. Of small maps a call costs
     more than the product, and BLAS has the cheaper one (measured).
     """
-    if x.shape[2] * x.shape[3] < _FEW:
+    if blas or x.shape[2] * x.shape[3] < _FEW:
         return _pixels(torch.bmm(_rows(x), weight.mT), x)
     parts = [F.conv2d(_lines(own), w[:, :, None, None]) for own, w in zip(x, weight, strict=True)]
     pixels = [y.permute(0, 2, 3, 1).flatten(0, 1)[None] for y in parts]  # [1, H, W, O]
     return _joined(pixels).permute(0, 3, 1, 2)
 
 
-def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+def weight_gradient(dy: Tensor, x: Tensor, blas: bool = False) -> Tensor:
     """Return the gradient of `product`'s weights, [F, O, I].
 
     Without AVX-512 BLAS has it sooner at any size: 35 ms against 40 at 128 channels and 256x256
     pixels, on a Zen 3 core (measured).
     """
-    if x.shape[2] * x.shape[3] < _FEW or shifted.avx2_at_best():
+    if blas or x.shape[2] * x.shape[3] < _FEW or shifted.avx2_at_best():
         return torch.bmm(_rows(dy).mT, _rows(x))
     parts = []
     for of, own in zip(dy, x, strict=True):
@@ -154,11 +137,6 @@ def combine(weight: Tensor, taps: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """View a map in channels-last memory as a matrix of its pixels, [F, H W, C]."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply the matrices of each fit."""
-    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 def _pixels(rows: Tensor, like: Tensor) -> Tensor:

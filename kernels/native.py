@@ -176,9 +176,9 @@ def _conv(x: Tensor, weight: Tensor, stride: int, pad: Pad) -> Tensor:
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve 1x1: a matrix product, in whose passes nothing is laid out anew."""
     # A product with few channels on either side is bound by memory, and BLAS does as well.
-    if x.dtype == torch.float32 and x.is_cpu and min(weight.shape[1:3]) >= _THIN:
-        return fitwise.product(x, weight.flatten(2))
-    y = fitwise.narrow_product(x, weight.flatten(2))
+    narrow = min(weight.shape[1:3]) < _THIN
+    blas = narrow or x.dtype != torch.float32 or not x.is_cpu
+    y = fitwise.product(x, weight.flatten(2), blas)
     return y.contiguous() if y.shape[1] < _THIN else y
 
 

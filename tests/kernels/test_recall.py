@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from flashdip.engine.networks.skip import Skip, SkipConfig
 from flashdip.kernels import activated, fitwise, native, recall
@@ -46,14 +47,14 @@ def test_the_memory_of_a_map_is_free_after_its_use() -> None:
     x = torch.randn(1 << 16, requires_grad=True)
     with recall.recalling():
         made = recall.made(double(x), double, x)
-        address = made.data_ptr()
+        storage = StorageWeakRef(made.untyped_storage())
         loss = made.square().sum()
         del made
+        assert storage.expired()
         others = [torch.full_like(x, 3.0) for _ in range(8)]
         loss = loss + sum((x * other).sum() for other in others)
     (found,) = torch.autograd.grad(loss, x)
     torch.testing.assert_close(found, 8 * x.detach() + 24)
-    assert address != 0
 
 
 def test_outside_nothing_is_noted() -> None:
@@ -78,9 +79,13 @@ def differentiated(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("fits", "size"), [(1, (7, 5)), (3, (3, 2)), (1, (31, 17))])
+@pytest.mark.parametrize(("fits", "size"), [(1, (7, 5)), (3, (3, 2)), (3, (2, 1)), (1, (31, 17))])
 def test_norm_in_place(dtype: torch.dtype, fits: int, size: tuple[int, int]) -> None:
-    """Values and gradients are as exact as those of torch's, with channels scaled to nothing."""
+    """Values and gradients are as exact as those of torch's, with channels scaled to nothing.
+
+    Of two pixels, whose gradient is what a cancellation leaves, the error is 2.2 times as large.
+    """
+    factor = 3 if size == (2, 1) else 2
     generator = torch.Generator().manual_seed(1)
     y, slope = (
         torch.randn(fits, 19, *size, generator=generator, dtype=torch.float64).contiguous(
@@ -102,7 +107,7 @@ def test_norm_in_place(dtype: torch.dtype, fits: int, size: tuple[int, int]) -> 
     for mine, theirs, true in zip(found, usual, exact, strict=True):
         error, allowed = ((t.double() - true).square().mean().sqrt() for t in (mine, theirs))
         tiny = (1e-12 if dtype == torch.float64 else 1e-6) * true.square().mean().sqrt()
-        assert float(error) <= float(2 * allowed + tiny)
+        assert float(error) <= float(factor * allowed + tiny)
 
 
 NETWORKS = [
